@@ -1,0 +1,74 @@
+# Weft: `make` lists what can be made. Make only calls Go; the logic is in ./image and ./test-vm.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+GO ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# LEDE ImageBuilder's variables (the same as flags of `go run ./image build`).
+BOARD ?= $(or $(PROFILE),x86-64)
+ROLE ?= router
+BIN_DIR ?= bin
+build_flags = --board "$(BOARD)" --role "$(ROLE)" --bin-dir "$(BIN_DIR)" \
+	$(if $(PACKAGES),--packages "$(PACKAGES)") $(if $(FILES),--files "$(FILES)") \
+	$(if $(EXTRA_IMAGE_NAME),--extra-image-name "$(EXTRA_IMAGE_NAME)") \
+	$(if $(DISABLED_SERVICES),--disabled-services "$(DISABLED_SERVICES)") \
+	$(if $(ROOTFS_PARTSIZE),--rootfs-partsize "$(ROOTFS_PARTSIZE)") \
+	$(if $(filter strict,$(PINS)),--strict-pins)
+
+# The race detector needs a C compiler; without one the same tests run without it, and say so.
+race := $(if $(shell command -v gcc || command -v clang),-race)
+
+.PHONY: help image run info manifest host test lint unit boot-test fuzz repro bench-build bench-boot pins-update clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+image: ## build the images of BOARD and ROLE into bin/targets/
+	@$(GO) run ./image build $(build_flags)
+
+run: image ## build, boot in QEMU, serial console in this terminal (Ctrl-A X leaves)
+	@$(GO) run ./test-vm boot --board "$(BOARD)" --bin-dir "$(BIN_DIR)"
+
+info: ## list the boards, their packages and devices
+	@$(GO) run ./image info
+
+manifest: ## list what an image would contain, as "name - version"
+	@$(GO) run ./image manifest $(build_flags)
+
+host: ## the device binary for this machine, one link per applet and service, in bin/host/
+	@mkdir -p bin/host && CGO_ENABLED=0 $(GO) build -trimpath -o bin/host/weft ./init
+	@sed -nE 's/^(\/[^ ]*)( +host)?$$/\1/p' init/applets.txt | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
+	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
+
+test: lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests
+
+lint: ## gofmt, vet, staticcheck
+	@out=$$(gofmt -l image init services boards test-vm); [ -z "$$out" ] || { echo "not gofmt-ed (run gofmt -w on them):"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+unit: ## unit tests with the race detector, fuzz seeds included
+	@[ -n "$(race)" ] || echo "make unit: no C compiler found, running without the race detector"
+	$(GO) test $(race) ./image/... ./init/... ./services/... ./boards/... ./test-vm/lab/...
+
+boot-test: ## boot the built images in QEMU and check them
+	$(GO) test -count=1 -timeout 25m ./test-vm/boot/...
+
+fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
+	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
+		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(or $(FUZZTIME),30s) $$p || exit 1; done; done
+
+repro: ## build twice under different conditions and compare every byte
+	@$(GO) run ./image repro --board "$(BOARD)" --role "$(ROLE)"
+
+bench-build: ## build times and image size, as ratios to a plain rebuild in the same run
+	@$(GO) run ./image bench --board "$(BOARD)" --role "$(ROLE)"
+
+bench-boot: image ## boot times, as ratios to the same kernel with a bare Go init
+	@$(GO) run ./test-vm bench --board "$(BOARD)" --bin-dir "$(BIN_DIR)"
+
+pins-update: ## move image/pins.toml to the suite's newest versions
+	@$(GO) run ./image pins update
+
+clean: ## remove what was built (the cache of downloads stays)
+	rm -rf bin test-vm/out

@@ -91,13 +91,13 @@ func parse(r io.Reader, p parser) ([]*Package, error) {
 	var errs []error
 	resumed := 0
 	for p.next() {
+		if p.entries > MaxEntries {
+			return nil, p.tooMany()
+		}
 		from := p.rest
 		p.comment = ""
 		p.last = nil
 		err := p.statement()
-		if p.entries > MaxEntries {
-			return nil, fmt.Errorf("configuration %s has more than %d entries: %w", p.name, MaxEntries, ErrInvalid)
-		}
 		if err == nil {
 			continue
 		}
@@ -116,11 +116,18 @@ func parse(r io.Reader, p parser) ([]*Package, error) {
 			p.rest = from
 		}
 	}
+	if p.entries > MaxEntries {
+		return nil, p.tooMany()
+	}
 	if p.pkg == nil && p.name != "" && len(p.pkgs) == 0 {
 		p.open(p.name)
 	}
 	p.finish()
 	return p.pkgs, errors.Join(errs...)
+}
+
+func (p *parser) tooMany() error {
+	return fmt.Errorf("configuration %s has more than %d entries: %w", p.name, MaxEntries, ErrInvalid)
 }
 
 // open starts a package.
@@ -147,7 +154,6 @@ func (p *parser) reindex() {
 // finish gives the comments at the end of a package their place.
 func (p *parser) finish() {
 	if p.pkg == nil || p.record != nil {
-		p.pending = nil
 		return
 	}
 	lines := p.pending

@@ -62,7 +62,10 @@ type toolWant struct {
 	Files []string `toml:"files"`
 	// Env and Args are given at each run; {dir} stands for the tree's root
 	// and {lib} for the architecture's library folder.
-	Env           map[string]string `toml:"env"`
+	Env map[string]string `toml:"env"`
+	// Replace changes strings that are compiled into the program, paths of the
+	// machine mostly, to others that are not longer.
+	Replace       map[string]string `toml:"replace"`
 	Args          []string          `toml:"args"`
 	Architectures []string          `toml:"architectures"` // all if empty
 }
@@ -243,6 +246,11 @@ func (l *lockFile) check() error {
 				return fmt.Errorf("tool %s: the name %s is tool %s's already", key, n, other)
 			}
 			names[n] = key
+		}
+		for old, repl := range t.Replace {
+			if len(old) < 4 || strings.ContainsRune(old+repl, 0) {
+				return fmt.Errorf("tool %s: replace %q = %q: expected strings without NUL, the old one of at least 4 bytes", key, old, repl)
+			}
 		}
 		for _, f := range t.Files {
 			if pkg, p := splitFile(t.Package, f); !nameRE().MatchString(pkg) || !localPath(p) {

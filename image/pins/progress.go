@@ -96,7 +96,7 @@ func (b *bar) finish(err error) {
 		b.bar.Abort(true)
 	case b.bar != nil:
 		b.bar.SetTotal(b.pkg.Size, true)
-	case err == nil:
+	case err == nil && b.pkg.Size >= 1<<20: // the many small ones are in the sum
 		fmt.Fprintf(p.out, "fetched %s, %s in %s\n", b.pkg, mebibytes(b.pkg.Size), seconds(time.Since(b.begin)))
 	case errors.Is(err, ErrGone):
 		fmt.Fprintf(p.out, "%s has left the mirrors\n", b.pkg)
@@ -109,7 +109,7 @@ func (p *progress) wait() {
 		p.total.Abort(true)
 		p.bars.Wait()
 	}
-	if p.out != nil && p.count > 1 {
+	if p.out != nil && p.count > 0 {
 		d := time.Since(p.begin)
 		fmt.Fprintf(p.out, "fetched %d packages, %s in %s\n", p.count, mebibytes(p.bytes), seconds(d))
 	}

@@ -1,6 +1,7 @@
 package pins
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,7 +21,7 @@ import (
 )
 
 // toolFormat changes when trees made before must not be used any more.
-const toolFormat = "2"
+const toolFormat = "1"
 
 // loaderName is the loader beside a program in its tree. There, because
 // programs that look for their data from where /proc/self/exe lies find it so.
@@ -228,6 +229,10 @@ func makeTool(c *closure, want toolWant, arch, dir string) error {
 		return err
 	}
 	defer root.Close()
+	program, err := c.follow(want.Program)
+	if err != nil {
+		return err
+	}
 	for _, p := range c.sorted() {
 		if parent := path.Dir(p.path); parent != "." {
 			if err := rootMkdirAll(root, parent); err != nil {
@@ -242,16 +247,14 @@ func makeTool(c *closure, want toolWant, arch, dir string) error {
 				}
 			}
 			err = root.Symlink(link, p.path)
+		} else if p.path == program.path && len(want.Replace) > 0 {
+			err = patchProgram(p.source, filepath.Join(tree, filepath.FromSlash(p.path)), want.Replace, arch)
 		} else {
 			err = linkOrCopy(p.source, filepath.Join(tree, filepath.FromSlash(p.path)))
 		}
 		if err != nil {
 			return err
 		}
-	}
-	program, err := c.follow(want.Program)
-	if err != nil {
-		return err
 	}
 	spec := toolSpec{Program: program.path, Env: want.Env, Args: want.Args, Arch: arch}
 	if program.facts.interp != "" {
@@ -329,6 +332,28 @@ func linkOrCopy(from, to string) error {
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Chmod(st.Mode().Perm()), out.Close())
+}
+
+// patchProgram copies a program with strings in it replaced. Each must be there
+// as a whole, between two NUL bytes; what is left of it is filled with NUL.
+func patchProgram(from, to string, replace map[string]string, arch string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	for _, old := range slices.Sorted(maps.Keys(replace)) {
+		find := []byte("\x00" + strings.ReplaceAll(old, "{lib}", libraryDirs(arch)[0]) + "\x00")
+		put := make([]byte, len(find))
+		if len(replace[old])+2 > len(put) {
+			return fmt.Errorf("replace %q in %s: %q is longer", old, from, replace[old])
+		}
+		copy(put[1:], replace[old])
+		if !bytes.Contains(data, find) {
+			return fmt.Errorf("replace %q in %s: it is not there: correct the request in pins.toml", old, from)
+		}
+		data = bytes.ReplaceAll(data, find, put)
+	}
+	return writeAtomic(to, data, 0o555)
 }
 
 // openTool opens a tool's folder; fs.ErrNotExist if it was not made yet.

@@ -51,9 +51,7 @@ func helper(mode string) {
 		fmt.Print("no newline")
 	case "sleep":
 		fmt.Println("up")
-		select {
-		case <-time.After(patience):
-		}
+		<-time.After(patience)
 	case "status":
 		text, _ := os.ReadFile("/proc/self/status")
 		for line := range strings.Lines(string(text)) {
@@ -67,7 +65,7 @@ func helper(mode string) {
 		fmt.Println("nice", 20-nice)
 		text, _ = os.ReadFile("/proc/self/limits")
 		for line := range strings.Lines(string(text)) {
-			if strings.HasPrefix(line, "Max open files") || strings.HasPrefix(line, "Max core file size") {
+			if strings.HasPrefix(line, "Max locked memory") || strings.HasPrefix(line, "Max core file size") {
 				fmt.Println(strings.Join(strings.Fields(line), " "))
 			}
 		}
@@ -371,12 +369,11 @@ func TestLimits(t *testing.T) {
 	got := statusOf(b, func(s *supervise.Spec) {
 		s.Native, s.Watchdog = true, 2*time.Second
 		p := &s.Process
-		p.Limits = []supervise.Limit{{Name: "nofile", Soft: 100, Hard: 200}, {Name: "core", Soft: 0, Hard: 4096}}
+		p.Limits = []supervise.Limit{{Name: "memlock", Soft: 4096, Hard: 8192}, {Name: "core", Soft: 0, Hard: 4096}}
 		p.Env = append(p.Env, "WEFT_VAR=x")
 		p.Dir = "/tmp"
 	})
-	// The program is Go, and Go raises its own soft limit to the hard one.
-	wantLines(t, got, "Max open files 200 200 files", "Max core file size 0 4096 bytes",
+	wantLines(t, got, "Max locked memory 4096 8192 bytes", "Max core file size 0 4096 bytes",
 		"dir /tmp var x notify /n usec 2000000", "argv0 "+b.self)
 }
 

@@ -457,11 +457,12 @@ func (p *parser) endOfCommand() {
 // upstream does, because that decides corner cases: where a `;` counts, and
 // the offsets in messages.
 type lexer struct {
-	src   []byte // whole input
-	rest  int    // start of what is not read yet
-	line  int    // lines read
-	start int    // line on which buf begins
-	eof   bool   // the last statement ran into the end of the input
+	src   []byte        // whole input, or the line that feed gave last
+	feed  func() []byte // gives the next line, nil at the end; nil: src is all
+	rest  int           // start of what is not read yet
+	line  int           // lines read
+	start int           // line on which buf begins
+	eof   bool          // the last statement ran into the end of the input
 
 	buf     []byte // the line, continuation lines joined
 	pos     int
@@ -480,6 +481,9 @@ func (l *lexer) next() bool {
 // more puts the next line of input into buf at offset at.
 func (l *lexer) more(at int) bool {
 	l.buf = l.buf[:at]
+	if l.rest >= len(l.src) && l.feed != nil {
+		l.src, l.rest = l.feed(), 0
+	}
 	if l.rest >= len(l.src) {
 		l.eof = true
 		return false

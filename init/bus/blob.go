@@ -269,6 +269,9 @@ func parseAttr(s string, depth int) (a Attr, rest string, err error) {
 		return a, "", fmt.Errorf("%w: name of %d bytes in %d", errBlob, nl, len(s))
 	}
 	a.Name = s[2 : 2+nl]
+	if strings.IndexByte(a.Name, 0) >= 0 {
+		return a, "", fmt.Errorf("%w: NUL byte in the name %q", errBlob, a.Name)
+	}
 	s = s[min(pad4(2+nl+1), len(s)):]
 	t := Type(h >> 24 & 0x7f)
 	if want := fixedSize(t); want > 0 && len(s) != want {

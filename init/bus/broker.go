@@ -291,10 +291,12 @@ func (b *Broker) read(p *peer) {
 			b.mu.Unlock()
 		}
 	}
-	p.kill()
+	// In this order, so that who sees the end of the connection finds
+	// everything cleaned up.
 	b.mu.Lock()
 	b.leave(p)
 	b.mu.Unlock()
+	p.kill()
 }
 
 // leave removes all that a client had.

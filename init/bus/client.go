@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,12 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 		c.cancel()
 		return nil, err
 	}
+	c.once(l)
+	return c, nil
+}
+
+// once uses l until it ends.
+func (c *Client) once(l *link) {
 	c.attach(l)
 	c.wg.Go(func() {
 		select {
@@ -74,7 +81,6 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 		}
 		c.detach(l)
 	})
-	return c, nil
 }
 
 // Connect returns a client that keeps a connection to the broker at path until
@@ -472,7 +478,11 @@ func dialLink(ctx context.Context, c *Client) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the bus: %w; is ubusd running?", err)
 	}
-	conn := nc.(*net.UnixConn)
+	return newLink(ctx, c, nc.(*net.UnixConn))
+}
+
+// newLink reads the greeting on a new connection. It owns conn.
+func newLink(ctx context.Context, c *Client, conn *net.UnixConn) (*link, error) {
 	l := &link{
 		c: c, conn: conn, r: newReader(conn), done: make(chan struct{}),
 		pending: map[uint16]*request{}, own: map[uint32]endpoint{}, known: map[string]uint32{},
@@ -802,7 +812,7 @@ func (s *serial) run(c *Client) {
 func (c *Client) guard(what string, f func()) (ok bool) {
 	defer func() {
 		if r := recover(); r != nil {
-			c.log.Error("panic in a bus "+what, "panic", r)
+			c.log.Error("panic in a bus "+what, "panic", r, "stack", string(debug.Stack()))
 			ok = false
 		}
 	}()

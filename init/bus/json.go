@@ -237,7 +237,7 @@ func (p *jsonParser) value(depth int) (any, error) {
 		p.i++
 		t := Table{}
 		for {
-			if c := p.peek(); c == '}' && (len(t) == 0 || !p.strict) {
+			if c := p.peek(); c == '}' {
 				p.i++
 				return t, nil
 			}
@@ -269,7 +269,7 @@ func (p *jsonParser) value(depth int) (any, error) {
 		p.i++
 		a := Array{}
 		for {
-			if c := p.peek(); c == ']' && (len(a) == 0 || !p.strict) {
+			if c := p.peek(); c == ']' {
 				p.i++
 				return a, nil
 			}

@@ -47,6 +47,10 @@ func Write(in Input) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write the SBOM: read the Go modules of %s: %w", in.Program, err)
 	}
+	return write(in, info)
+}
+
+func write(in Input, info *buildinfo.BuildInfo) ([]byte, error) {
 	bom := cdx.NewBOM()
 	root := cdx.Component{
 		BOMRef: "image", Type: cdx.ComponentTypeFirmware, Name: strings.ToLower(in.Dist) + "-" + in.Board + "-" + in.Role,
@@ -118,7 +122,7 @@ func (p Package) component() cdx.Component {
 	if p.Suite != "" {
 		q.Set("distro", "debian-"+p.Suite)
 	}
-	purl := "pkg:deb/debian/" + url.PathEscape(p.Name) + "@" + url.PathEscape(p.Version) + "?" + q.Encode()
+	purl := "pkg:deb/debian/" + purlPart(p.Name) + "@" + purlPart(p.Version) + "?" + q.Encode()
 	c := cdx.Component{BOMRef: "deb/" + p.Name, Type: cdx.ComponentTypeLibrary, Name: p.Name, Version: p.Version, PackageURL: purl, Licenses: licences(p.Licence),
 		Properties: &[]cdx.Property{{Name: "weft:for", Value: p.Role}, {Name: "weft:source", Value: p.Source}}}
 	if p.SHA256 != "" {
@@ -126,13 +130,18 @@ func (p Package) component() cdx.Component {
 	}
 	if len(p.Files) > 0 {
 		var where []cdx.EvidenceOccurrence
-		for _, f := range slices.Sorted(slices.Values(p.Files)) {
+		for _, f := range p.Files {
 			where = append(where, cdx.EvidenceOccurrence{Location: "/" + strings.TrimPrefix(f, "/")})
 		}
+		slices.SortFunc(where, func(a, b cdx.EvidenceOccurrence) int { return cmp.Compare(a.Location, b.Location) })
 		c.Evidence = &cdx.Evidence{Occurrences: &where}
 	}
 	return c
 }
+
+// purlPart encodes a part of a package URL: what a URL path needs, and the plus
+// sign, which the purl specification does not leave as it is.
+func purlPart(s string) string { return strings.ReplaceAll(url.PathEscape(s), "+", "%2B") }
 
 // licences returns the named licences; the names are the source's, which need
 // not be SPDX identifiers.

@@ -2,8 +2,10 @@ package sbom
 
 import (
 	"bytes"
+	"debug/buildinfo"
 	"os"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"testing"
 
@@ -25,7 +27,9 @@ func input(t *testing.T) Input {
 }
 
 func TestWrite(t *testing.T) {
-	text, err := Write(input(t))
+	info := &buildinfo.BuildInfo{GoVersion: "go1.26.8", Main: debug.Module{Path: "weft"}, Deps: []*debug.Module{
+		{Path: "example.org/old", Version: "v1.0.0", Replace: &debug.Module{Path: "example.org/new", Version: "v1.1.0", Sum: "h1:x="}}}}
+	text, err := write(input(t), info)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,18 +48,16 @@ func TestWrite(t *testing.T) {
 		refs[c.BOMRef] = c
 	}
 	libc := refs["deb/libc6"]
-	if libc.PackageURL != "pkg:deb/debian/libc6@2.41-12+deb13u1?arch=amd64" || len(*libc.Licenses) != 2 || (*libc.Evidence.Occurrences)[0].Location != "/a" {
+	if libc.PackageURL != "pkg:deb/debian/libc6@2.41-12%2Bdeb13u1?arch=amd64" || len(*libc.Licenses) != 2 || (*libc.Evidence.Occurrences)[0].Location != "/a" {
 		t.Errorf("libc6: %+v", libc)
 	}
 	if mods := refs["deb/linux-image"].Components; mods == nil || (*mods)[0].Name != "ahci" {
 		t.Errorf("kernel modules: %+v", mods)
 	}
-	goModule := false
-	for ref := range refs {
-		goModule = goModule || strings.HasPrefix(ref, "pkg:golang/github.com/CycloneDX/cyclonedx-go@")
-	}
-	if !goModule {
-		t.Error("a Go module of the program is missing")
+	for _, ref := range []string{"pkg:golang/example.org/new@v1.1.0", "pkg:golang/std@1.26.8"} {
+		if _, ok := refs[ref]; !ok {
+			t.Errorf("%s is missing", ref)
+		}
 	}
 	for _, d := range *bom.Dependencies {
 		for _, r := range *d.Dependencies {

@@ -42,7 +42,7 @@ func (s *Store) drift(ctx context.Context, gone []Package) error {
 		}
 		if now.SHA256 == was.SHA256 {
 			if slices.ContainsFunc(gone, func(g Package) bool { return g.SHA256 == was.SHA256 }) {
-				return fmt.Errorf("fetch %s: the archive's index lists it, yet no mirror has it: the mirrors are being updated: try again in some minutes, or set WEFT_MIRROR to another one", was)
+				return noMirrorHas(was)
 			}
 			continue
 		}

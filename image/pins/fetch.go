@@ -51,7 +51,7 @@ func (s *Store) Fetch(ctx context.Context, packages ...string) error {
 		return err
 	}
 	if len(gone) > 0 {
-		return fmt.Errorf("fetch %s: the archive's index lists it, yet no mirror has it: the mirrors are being updated: try again in some minutes, or set WEFT_MIRROR to another one", gone[0])
+		return noMirrorHas(gone[0])
 	}
 	return nil
 }
@@ -149,10 +149,7 @@ func (s *Store) fetchDeb(ctx context.Context, p Package, bar *bar) error {
 		}
 		urls = append(urls, u)
 	}
-	if u := s.snapshotURL(archive, p); u != "" {
-		urls = append(urls, u)
-	}
-	if err := s.download(ctx, urls, s.debPath(p), p.Size, p.SHA256, bar); err != nil {
+	if err := s.download(ctx, urls, s.snapshotURL(archive, p), s.debPath(p), p.Size, p.SHA256, bar); err != nil {
 		return fmt.Errorf("fetch %s: %w", p, err)
 	}
 	return nil
@@ -192,13 +189,18 @@ func (e *statusError) gone() bool {
 	return e.code == http.StatusNotFound || e.code == http.StatusGone
 }
 
-// download tries addresses in turn until one gives the file of that size and
-// hash, then puts it at path. If none has it and at least one says so, the
-// error is ErrGone; if none can be reached, ErrUnreachable.
-func (s *Store) download(ctx context.Context, urls []string, path string, size int64, sum string, bar *bar) error {
+// download tries addresses in turn, the snapshot archive's (if any) last, until
+// one gives the file of that size and hash, then puts it at path. If none does
+// and one of the mirrors says that it has no such file, the error is ErrGone;
+// if none can be reached, ErrUnreachable.
+func (s *Store) download(ctx context.Context, mirrors []string, snapshot, path string, size int64, sum string, bar *bar) error {
 	part := path + ".part"
 	var errs []error
 	gone := false
+	urls := mirrors
+	if snapshot != "" {
+		urls = append(slices.Clone(mirrors), snapshot)
+	}
 	for _, u := range urls {
 		err := s.downloadFrom(ctx, u, part, size, sum, bar)
 		if err == nil {
@@ -212,7 +214,7 @@ func (s *Store) download(ctx context.Context, urls []string, path string, size i
 			return err // ours, not the mirror's: no other mirror will help
 		}
 		var status *statusError
-		if errors.As(err, &status) && status.gone() {
+		if errors.As(err, &status) && status.gone() && u != snapshot {
 			gone = true
 		}
 		errs = append(errs, err)
@@ -310,8 +312,8 @@ func transient(err error) bool {
 		return status.code >= 500 || status.code == http.StatusTooManyRequests
 	}
 	var pathErr *fs.PathError
-	var dns *net.DNSError
-	return !errors.As(err, &pathErr) && !errors.Is(err, ErrHash) && !(errors.As(err, &dns) && dns.IsNotFound)
+	var dial *net.OpError
+	return !errors.As(err, &pathErr) && !errors.Is(err, ErrHash) && !(errors.As(err, &dial) && dial.Op == "dial")
 }
 
 // deadHosts remembers the hosts that could not be reached, so that each costs

@@ -53,10 +53,8 @@ func machineMirrors() map[string][]string {
 		}
 	}
 	for _, base := range strings.Fields(os.Getenv("WEFT_MIRROR")) {
-		if _, ok := mirrorURL(base); ok {
-			add(mainArchive, base)
-			add(securityArchive, strings.TrimRight(base, "/")+"-security")
-		}
+		add(mainArchive, base)
+		add(securityArchive, strings.TrimRight(base, "/")+"-security")
 	}
 	for _, src := range aptSources("/etc/apt") {
 		add(src.archive, src.base)
@@ -282,7 +280,7 @@ func newClient() *http.Client {
 	proxies := sync.OnceValue(func() map[string]string { return aptProxies("/etc/apt") })
 	t := &http.Transport{
 		Proxy:                 func(r *http.Request) (*url.URL, error) { return chooseProxy(r, proxies) },
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   15 * time.Second,
 		ResponseHeaderTimeout: 60 * time.Second,
 		IdleConnTimeout:       30 * time.Second,

@@ -136,6 +136,11 @@ func newStore(o Options) (*Store, error) {
 		}
 		dir = filepath.Join(base, "weft")
 	}
+	for _, base := range strings.Fields(os.Getenv("WEFT_MIRROR")) {
+		if _, ok := mirrorURL(base); !ok {
+			return nil, fmt.Errorf("WEFT_MIRROR: %q is not the address of a Debian archive, such as https://deb.debian.org/debian", base)
+		}
+	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("find the cache folder: %w", err)
@@ -403,6 +408,11 @@ func (s *Store) warnDrift() {
 	}
 	s.log.Warn("PINNED INPUTS HAVE LEFT THE MIRRORS: newer versions of the same release take their place, and the result is not the one that the lock describes",
 		"packages", strings.Join(names, ", "), "refresh the lock with", updateHint, "refuse with", "PINS=strict")
+}
+
+// noMirrorHas is the error for what a current index lists and no mirror serves.
+func noMirrorHas(p Package) error {
+	return fmt.Errorf("fetch %s: the archive's index lists it, yet no mirror has it: the mirrors are being updated: try again in some minutes, or set WEFT_MIRROR to another one", p)
 }
 
 // Prefetch downloads and unpacks packages side by side, so that later calls of

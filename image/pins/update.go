@@ -280,7 +280,7 @@ func (r *resolver) fetch(ctx context.Context, list ...Package) error {
 		return err
 	}
 	if len(gone) > 0 {
-		return fmt.Errorf("fetch %s: the archive's index lists it, yet no mirror has it: the mirrors are being updated: try again in some minutes, or set WEFT_MIRROR to another one", gone[0])
+		return noMirrorHas(gone[0])
 	}
 	return nil
 }

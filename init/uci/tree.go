@@ -119,6 +119,16 @@ func (t *Tree) Load(pkg string) (*Package, error) {
 	return p, err
 }
 
+// LoadCommitted is [Tree.Load] without the staged changes: what a service acts
+// on.
+func (t *Tree) LoadCommitted(pkg string) (*Package, error) {
+	path, _, err := t.path(pkg)
+	if err != nil {
+		return nil, err
+	}
+	return t.read(path)
+}
+
 // read parses a package file.
 func (t *Tree) read(path string) (*Package, error) {
 	fi, err := os.Stat(path)

@@ -109,6 +109,9 @@ network.cfg040f15.name='eth1'
 	if d := cmp.Diff(after, dump(p)); d != "" {
 		t.Errorf("loaded, -want +got\n%s", d)
 	}
+	if p, err = tr.LoadCommitted("network"); err != nil || p.Section("wan") != nil {
+		t.Errorf("committed state: %v, %v", p, err)
+	}
 	check(t, tr.Commit("network"))
 	text := "\nconfig interface 'wan'\n\toption note 'it'\\''s\ntwo lines'\n\nconfig interface 'lan'\n\nconfig device 'first'\n\toption name 'eth0'\n\nconfig device\n\toption name 'eth1'\n\n"
 	if d := cmp.Diff(text, read(t, tr.file("network"))); d != "" {

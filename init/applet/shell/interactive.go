@@ -74,6 +74,7 @@ func (s *shell) converse() {
 	in := s.newLines()
 	for {
 		s.report(false)
+		s.proc.interrupt.Store(false) // what was under way has ended by it
 		text, err := s.readCommand(in)
 		if errors.Is(err, errInterrupted) {
 			s.status = 128 + int(unix.SIGINT)
@@ -116,6 +117,9 @@ func (s *shell) runLine(text string) (ended bool) {
 		case interrupted:
 			if s.status < 128 {
 				s.status = 128 + int(unix.SIGINT)
+			}
+			if s.status == 128+int(unix.SIGINT) {
+				fmt.Fprintln(s.err()) // the terminal showed ^C
 			}
 		default:
 			panic(e)

@@ -330,6 +330,8 @@ func (s *shell) fg(args []string) int {
 	if state == stoppedJob {
 		fmt.Fprintf(s.err(), "\n[%d]+  Stopped  %s\n", j.id, j.text)
 		j.told = true
+	} else if status == 128+int(unix.SIGINT) {
+		fmt.Fprintln(s.err())
 	} else if status > 128 {
 		s.died(unix.Signal(status-128), false)
 	}

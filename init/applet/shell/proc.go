@@ -485,11 +485,7 @@ func (s *shell) wait(pid int, j *job) int {
 
 // died says what killed a program, as a person at the terminal wants to know.
 func (s *shell) died(sig unix.Signal, core bool) {
-	if !s.proc.interactive || sig == unix.SIGPIPE {
-		return
-	}
-	if sig == unix.SIGINT {
-		fmt.Fprintln(s.err())
+	if !s.proc.interactive || sig == unix.SIGPIPE || sig == unix.SIGINT {
 		return
 	}
 	text := signalText(sig)

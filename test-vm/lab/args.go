@@ -114,7 +114,7 @@ func (c Config) args(l launch) []string {
 				user += ",net=" + n.Net
 			}
 			for _, f := range l.ports[i] {
-				user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
+				user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-%s:%d", f.Host, f.Address, f.Guest)
 			}
 			out = append(out, "-netdev", user)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -46,14 +47,17 @@ type Disk struct {
 	Bus      Bus    // empty = Virtio
 	Serial   string // serial number shown to the guest; empty = the disk's name (disk0, disk1, ...)
 	ReadOnly bool
+	// InPlace uses Image itself, which must be raw, instead of a copy: what the guest writes stays.
+	InPlace bool
 	// Snapshot makes QEMU keep the writes of a run in a temporary file that is gone when the run ends.
 	Snapshot bool
 }
 
 // Forward leads a TCP port of the host's loopback to a port of the guest.
 type Forward struct {
-	Host  int // port on 127.0.0.1; 0 = a free one, see [Machine.Forwarded]
-	Guest int // port on the guest's address in the user network
+	Host    int    // port on 127.0.0.1; 0 = a free one, see [Machine.Forwarded]
+	Guest   int    // port of the guest
+	Address string // of the guest; empty = the first one that the user network's DHCP server gives out
 }
 
 // NIC is one network card. With Link nil it is in QEMU's user network (10.0.2.0/24, DHCP, gateway and DNS at 10.0.2.2
@@ -147,6 +151,9 @@ func (c Config) defaults() (Config, error) {
 		}
 		if d.Image == "" && d.Size <= 0 {
 			bad("disk %d has neither an image nor a size", i)
+		}
+		if d.InPlace && (d.Image == "" || d.Size != 0 || strings.HasSuffix(d.Image, ".gz")) {
+			bad("disk %d: a disk used in place is a raw image of its own size", i)
 		}
 		if d.Serial == "" {
 			d.Serial = fmt.Sprintf("disk%d", i)

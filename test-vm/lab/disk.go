@@ -242,3 +242,19 @@ func WriteDisk(path string, off int64, data []byte) (err error) {
 	}
 	return nil
 }
+
+// EnsureDisk makes path a copy of image, grown to size, unless the file exists already.
+func EnsureDisk(ctx context.Context, path, image string, size int64) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	part := path + ".part" // so that a copy that was broken off is not taken for a disk
+	if err := CopyDisk(ctx, part, image, size); err != nil {
+		os.Remove(part)
+		return err
+	}
+	if err := os.Rename(part, path); err != nil {
+		return fmt.Errorf("make disk: %w", err)
+	}
+	return nil
+}

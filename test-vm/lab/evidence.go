@@ -86,3 +86,16 @@ func (m *Machine) Save(ctx context.Context, dir string) error {
 	}
 	return nil
 }
+
+// OutDir makes and returns test-vm/out/<name> in the checkout, where things are kept that outlive a machine.
+func OutDir(name string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(root, "test-vm", "out", strings.ReplaceAll(name, "/", "-"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the folder for evidence: %w", err)
+	}
+	return dir, nil
+}

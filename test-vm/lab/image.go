@@ -20,20 +20,21 @@ type Images struct {
 	files   map[string]string // type -> name
 }
 
-// FindImages reads bin/targets/<board>/<subtarget>/profiles.json below root, the folder of the checkout. A board is
-// named as the builder names it, "x86-64". An empty root is found by looking upwards for go.mod.
-func FindImages(root, board string) (*Images, error) {
-	if root == "" {
-		var err error
-		if root, err = Root(); err != nil {
+// FindImages reads <binDir>/targets/<board>/<subtarget>/profiles.json. A board is named as the builder names it,
+// "x86-64". An empty binDir is the folder bin of the checkout.
+func FindImages(binDir, board string) (*Images, error) {
+	if binDir == "" {
+		root, err := Root()
+		if err != nil {
 			return nil, err
 		}
+		binDir = filepath.Join(root, "bin")
 	}
 	target, subtarget, ok := strings.Cut(board, "-")
 	if !ok {
 		return nil, fmt.Errorf("board %q is not of the form target-subtarget, as x86-64", board)
 	}
-	return ReadImages(filepath.Join(root, "bin", "targets", target, subtarget))
+	return ReadImages(filepath.Join(binDir, "targets", target, subtarget))
 }
 
 // ReadImages reads the profiles.json in dir. Source of its form: OpenWrt's scripts/json_overview_image_info.py.

@@ -90,7 +90,13 @@ func newMachine(ctx context.Context, q *QEMU, accel []string, cfg Config) (_ *Ma
 	}()
 	for i, d := range cfg.Disks {
 		path := filepath.Join(m.dir, fmt.Sprintf("disk%d.img", i))
+		if d.InPlace {
+			path = d.Image
+		}
 		m.disks = append(m.disks, path)
+		if d.InPlace {
+			continue
+		}
 		if d.Image == "" {
 			f, err := os.Create(path)
 			if err != nil {
@@ -156,6 +162,15 @@ func (m *Machine) Dir() string { return m.dir }
 // Disk is the raw file of disk i. It may be written only while the machine is off.
 func (m *Machine) Disk(i int) string { return m.disks[i] }
 
+// Forwards are the forwards of all cards, with the host's ports filled in.
+func (m *Machine) Forwards() []Forward {
+	var out []Forward
+	for _, fs := range m.ports {
+		out = append(out, fs...)
+	}
+	return out
+}
+
 // Forwarded is the host's port of 127.0.0.1 that leads to a port of the guest, 0 if none does.
 func (m *Machine) Forwarded(guest int) int {
 	for _, fs := range m.ports {
@@ -173,6 +188,9 @@ func (m *Machine) Serial() *Console { return m.consoles[arches[m.cfg.Arch].seria
 
 // Console is the console of that name, nil if the machine has none.
 func (m *Machine) Console(name string) *Console { return m.consoles[name] }
+
+// QEMU is the emulator in use.
+func (m *Machine) QEMU() *QEMU { return m.qemu }
 
 // Accel names the accelerator in use: tcg or kvm.
 func (m *Machine) Accel() string {

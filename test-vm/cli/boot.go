@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"weft/test-vm/lab"
+)
+
+func (p *program) bootCommand() *cobra.Command {
+	var o options
+	c := &cobra.Command{
+		Use:   "boot",
+		Short: "Boot an image with its serial console in this terminal",
+		Long: `Boot an image with its serial console in this terminal. Leave with Ctrl-A X.
+
+The disk is a copy: what the guest writes is gone afterwards, unless --keep-disk names a file for it.
+eth0 (lan) is a network of its own with the guest as 192.168.1.1; eth1 (wan) reaches the outside through QEMU.`,
+		Example: `  go run ./test-vm boot
+  go run ./test-vm boot --uefi --memory 512
+  go run ./test-vm boot --keep-disk /tmp/router.img --disk-size 4G
+  go run ./test-vm boot --forward 8080:80      # then http://127.0.0.1:8080 is port 80 of the guest`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return p.boot(c.Context(), &o) },
+	}
+	o.add(c)
+	return c
+}
+
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unexpected argument %q", args[0])}
+	}
+	return nil
+}
+
+func (p *program) boot(ctx context.Context, o *options) error {
+	cfg, err := o.config(ctx, "boot")
+	if err != nil {
+		return err
+	}
+	m, err := lab.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	fmt.Fprintf(p.stdout, "Leave with Ctrl-A X; Ctrl-A H lists the other keys.\n")
+	p.describe(m, cfg)
+
+	// The terminal is restored before anything else is printed.
+	restore := func() {}
+	keys := make(chan byte)
+	if in, ok := p.stdin.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
+		state, err := term.MakeRaw(int(in.Fd()))
+		if err != nil {
+			return fmt.Errorf("switch the terminal to raw mode: %w", err)
+		}
+		restore = func() { term.Restore(int(in.Fd()), state) } // nothing can be done about a terminal that has gone
+	}
+	defer restore()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	console := m.Serial()
+	console.Tee(p.stdout)
+	if err := m.Start(ctx); err != nil {
+		return err
+	}
+	go readKeys(ctx, p.stdin, console, keys)
+	off := make(chan error, 1)
+	go func() { off <- m.Wait(ctx) }()
+	for {
+		select {
+		case err := <-off:
+			console.Tee(nil)
+			restore()
+			if errors.Is(err, context.Canceled) {
+				return nil
+			}
+			if err == nil {
+				fmt.Fprintf(p.stdout, "\nThe machine has switched itself off.\n")
+			}
+			return p.keep(m, o, err)
+		case k := <-keys:
+			switch k {
+			case 'x':
+				console.Tee(nil)
+				m.Kill()
+				restore()
+				fmt.Fprintf(p.stdout, "\nThe machine's power has been cut.\n")
+				return p.keep(m, o, nil)
+			case 'r':
+				if err := m.Reset(ctx); err != nil {
+					fmt.Fprintf(p.stdout, "\r\ntest-vm: %v\r\n", err)
+				}
+			case 's':
+				p.screenshot(ctx, m)
+			default:
+				fmt.Fprint(p.stdout, "\r\nCtrl-A X  cut the power and leave\r\nCtrl-A R  press the reset button\r\n"+
+					"Ctrl-A S  save a picture of the screen\r\nCtrl-A A  send Ctrl-A itself\r\n")
+			}
+		}
+	}
+}
+
+// keep copies the captures out of the machine's folder, if there are any.
+func (p *program) keep(m *lab.Machine, o *options, err error) error {
+	if o.capture || err != nil {
+		p.save(m)
+	}
+	return err
+}
+
+// describe says what is about to run.
+func (p *program) describe(m *lab.Machine, cfg lab.Config) {
+	how := "emulated"
+	if m.Accel() != "tcg" {
+		how = "with " + m.Accel()
+	}
+	fmt.Fprintf(p.stdout, "QEMU %s (%s), %s, %s, %d MiB, %d processors.\n", m.QEMU().Version, m.QEMU().Source, how, cfg.Firmware, cfg.Memory, cfg.CPUs)
+	for _, f := range m.Forwards() {
+		fmt.Fprintf(p.stdout, "127.0.0.1:%d leads to port %d of the guest.\n", f.Host, f.Guest)
+	}
+}
+
+func (p *program) screenshot(ctx context.Context, m *lab.Machine) {
+	dir, err := lab.OutDir(m.Name())
+	if err == nil {
+		path := dir + "/" + time.Now().Format("screen-150405.png")
+		if err = m.Screenshot(ctx, path); err == nil {
+			fmt.Fprintf(p.stdout, "\r\ntest-vm: the screen is in %s\r\n", path)
+			return
+		}
+	}
+	fmt.Fprintf(p.stdout, "\r\ntest-vm: %v\r\n", err)
+}
+
+// readKeys sends what is typed to the console and the letters after Ctrl-A to keys, until in or ctx ends. A terminal is
+// polled, so that the goroutine ends with ctx and takes no key from whoever reads the terminal next.
+func readKeys(ctx context.Context, in io.Reader, console io.Writer, keys chan<- byte) {
+	buf := make([]byte, 256)
+	prefix := false
+	f, _ := in.(*os.File)
+	for ctx.Err() == nil {
+		if f != nil {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}, 200)
+			if n == 0 || errors.Is(err, unix.EINTR) {
+				continue
+			}
+		}
+		n, err := in.Read(buf)
+		var out []byte
+		for _, b := range buf[:n] {
+			switch {
+			case prefix && (b == 'a' || b == 1):
+				out, prefix = append(out, 1), false
+			case prefix:
+				prefix = false
+				select {
+				case keys <- strings.ToLower(string(rune(b)))[0]:
+				case <-ctx.Done():
+					return
+				}
+			case b == 1: // Ctrl-A
+				prefix = true
+			default:
+				out = append(out, b)
+			}
+		}
+		if len(out) > 0 {
+			if _, werr := console.Write(out); werr != nil {
+				return // the machine has ended
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}

@@ -377,6 +377,31 @@ func TestLimits(t *testing.T) {
 		"dir /tmp var x notify /n usec 2000000", "argv0 "+b.self)
 }
 
+func TestRun(t *testing.T) {
+	b := newBench(t)
+	env := func(mode string) []string { return []string{"WEFT_TEST_HELPER=" + mode} }
+	if x := b.Run(t.Context(), []string{b.self}, env("exit 4"), "script"); x.Code != 4 {
+		t.Errorf("exit %v", x)
+	}
+	if x := b.Run(t.Context(), []string{"/no/such/script"}, nil, "script"); x.Code != 127 || !strings.Contains(x.Err, "/no/such/script") {
+		t.Errorf("exit %v", x)
+	}
+	b.Run(t.Context(), []string{b.self}, env("print"), "script")
+	for range 4 {
+		if l := b.line(); !strings.Contains(l, ">script[") {
+			t.Errorf("line %q", l)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan supervise.Exit, 1)
+	go func() { got <- b.Run(ctx, []string{b.self}, env("sleep"), "script") }()
+	b.line() // it is up
+	cancel()
+	if x := <-got; x.Signal != syscall.SIGTERM {
+		t.Errorf("exit %v", x)
+	}
+}
+
 func TestPidfile(t *testing.T) {
 	b := newBench(t)
 	file := filepath.Join(t.TempDir(), "run", "x.pid")

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"weft/init/supervise"
 )
@@ -79,6 +80,19 @@ func NewRunner(ctx context.Context, o Options, events Events) (*Runner, error) {
 	return &Runner{o: o, events: events, ctx: ctx, null: null, live: map[string]*running{}}, nil
 }
 
+// goSafe runs f in a goroutine that Wait waits for. A panic is logged: it would
+// end the whole program, which is PID 1.
+func (r *Runner) goSafe(what string, f func()) {
+	r.work.Go(func() {
+		defer func() {
+			if v := recover(); v != nil {
+				r.o.Log.Error("panic in PID 1; it goes on", "where", what, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			}
+		}()
+		f()
+	})
+}
+
 // Wait returns when all functions and readers of output have ended.
 func (r *Runner) Wait() { r.work.Wait() }
 
@@ -89,7 +103,7 @@ func (r *Runner) Do(a supervise.Action) bool {
 	case supervise.Spawn:
 		// Not here: forking waits for the child's exec, and the caller's loop
 		// must not.
-		r.work.Go(func() { r.spawn(a.Spec, a.Run) })
+		r.goSafe("start of "+a.Spec.ID, func() { r.spawn(a.Spec, a.Run) })
 	case supervise.Signal:
 		r.signal(a.ID, a.PID, a.Sig)
 	case supervise.Kill:
@@ -130,7 +144,7 @@ func (r *Runner) function(spec *supervise.Spec, run int, live *running, name str
 	live.cancel = cancel
 	r.mu.Unlock()
 	r.events.Started(spec.ID, run, functionPID)
-	r.work.Go(func() {
+	r.goSafe(spec.ID, func() {
 		defer cancel()
 		r.events.Exited(spec.ID, run, r.call(ctx, spec, f))
 	})
@@ -363,31 +377,43 @@ func (r *Runner) writePidfile(path string, pid int) {
 	}
 }
 
-// exit is what the wait status means.
-func (r *Runner) exit(id string, live *running, ws syscall.WaitStatus) supervise.Exit {
+// exitOf is what a wait status means.
+func exitOf(ws syscall.WaitStatus) supervise.Exit {
 	if !ws.Signaled() {
 		return supervise.Exit{Code: ws.ExitStatus()}
 	}
-	x := supervise.Exit{Code: 128 + int(ws.Signal()), Signal: ws.Signal()}
+	return supervise.Exit{Code: 128 + int(ws.Signal()), Signal: ws.Signal()}
+}
+
+// exit is what the wait status of a unit's process means.
+func (r *Runner) exit(id string, live *running, ws syscall.WaitStatus) supervise.Exit {
+	x := exitOf(ws)
 	if r.o.Cgroups != nil && x.Signal == syscall.SIGKILL {
 		x.OOM = r.o.Cgroups.oomKills(id) > live.ooms
 	}
 	return x
 }
 
-// forward sends what a process writes to the log until the pipe is closed on
-// the other side or the Runner ends.
+// forward sends what a unit's process writes to the log.
 func (r *Runner) forward(spec *supervise.Spec, pid int, f *os.File, severity int) {
 	p := &spec.Process
 	facility, err := supervise.ParseFacility(p.Facility)
 	if err != nil {
-		facility = 3 // daemon
+		facility = facilityDaemon
 	}
 	tag := p.Tag
 	if tag == "" {
 		tag = filepath.Base(p.Command[0])
 	}
-	r.work.Go(func() {
+	r.forwardLines(f, facility, severity, tag, pid)
+}
+
+const facilityDaemon = 3
+
+// forwardLines sends what comes out of f to the log until the pipe is closed on
+// the other side or the Runner ends.
+func (r *Runner) forwardLines(f *os.File, facility, severity int, tag string, pid int) {
+	r.goSafe("output of "+tag, func() {
 		stop := context.AfterFunc(r.ctx, func() { f.Close() })
 		defer stop()
 		defer f.Close()
@@ -399,6 +425,80 @@ func (r *Runner) forward(spec *supervise.Spec, pid int, f *os.File, severity int
 			r.o.Forward.Log(facility, sev, tag, pid, text)
 		})
 	})
+}
+
+// scriptGroup is the control group of commands that are not units. It has no
+// limits and is not killed: an init script may leave a daemon behind.
+const scriptGroup = "scripts"
+
+// Run executes a command that is no unit, such as an init script, to its end.
+// Its output goes to the log. env is added to the basic environment. When ctx
+// ends it gets SIGTERM, and SIGKILL after DefaultTermTimeout; what it has
+// started lives on.
+func (r *Runner) Run(ctx context.Context, argv, env []string, tag string) supervise.Exit {
+	fail := func(err error) supervise.Exit { return supervise.Exit{Code: 127, Err: err.Error()} }
+	path, err := lookPath(argv[0], Path)
+	if err != nil {
+		return fail(err)
+	}
+	attr := &syscall.ProcAttr{Dir: "/", Env: append(append([]string(nil), r.o.Env...), env...), Sys: &syscall.SysProcAttr{Setsid: true}}
+	files := []uintptr{r.null.Fd(), 0, 0}
+	var ours [2]*os.File
+	for i := range ours {
+		pr, pw, err := os.Pipe()
+		if err != nil {
+			if i > 0 {
+				ours[0].Close()
+			}
+			return fail(fmt.Errorf("make pipe for output: %w", err))
+		}
+		defer pw.Close()
+		ours[i], files[1+i] = pr, pw.Fd()
+	}
+	attr.Files = files
+	ended := make(chan supervise.Exit, 1)
+	pid := 0
+	start := func() error {
+		n, err := r.o.Reaper.Start(path, argv, attr, nil, func(_ int, ws syscall.WaitStatus) { ended <- exitOf(ws) })
+		pid = n
+		return err
+	}
+	if r.o.Cgroups != nil {
+		err = r.o.Cgroups.enter(scriptGroup, Limits{}, func(fd int) error {
+			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
+			return start()
+		})
+	} else {
+		err = start()
+	}
+	if err != nil {
+		ours[0].Close()
+		ours[1].Close()
+		return fail(fmt.Errorf("execute %s: %w", path, err))
+	}
+	r.forwardLines(ours[0], facilityDaemon, SevInfo, tag, pid)
+	r.forwardLines(ours[1], facilityDaemon, SevErr, tag, pid)
+	select {
+	case x := <-ended:
+		return x
+	case <-ctx.Done():
+	}
+	r.o.Reaper.Signal(pid, syscall.SIGTERM)
+	timer := time.NewTimer(supervise.DefaultTermTimeout)
+	defer timer.Stop()
+	select {
+	case x := <-ended:
+		return x
+	case <-timer.C:
+	}
+	r.o.Reaper.Signal(pid, syscall.SIGKILL)
+	timer.Reset(supervise.DefaultTermTimeout)
+	select {
+	case x := <-ended:
+		return x
+	case <-timer.C:
+		return fail(fmt.Errorf("process %d outlived SIGKILL: it hangs in the kernel", pid))
+	}
 }
 
 func (r *Runner) signal(id string, pid int, sig syscall.Signal) {
@@ -446,5 +546,5 @@ func (r *Runner) sweep(id string) {
 			r.o.Log.Error("left-over processes not killed", "unit", id, "error", err)
 		}
 	}
-	r.work.Go(func() { r.o.Cgroups.RemoveSoon(r.ctx, id) })
+	r.goSafe("control group of "+id, func() { r.o.Cgroups.RemoveSoon(r.ctx, id) })
 }

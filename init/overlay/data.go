@@ -232,7 +232,7 @@ func (d *Data) formatAndMount(ctx context.Context) error {
 	if err := writeStart(d.Device, Mark); err != nil {
 		return fmt.Errorf("format: %w", err)
 	}
-	args := append(mke2fsArgs(d.Size), d.Device)
+	args := append(mke2fsArgs(d.Size, randomUUID(), randomUUID()), d.Device)
 	code, out, err := d.Kernel.Run(ctx, "/sbin/mke2fs", args...)
 	if err != nil {
 		return fmt.Errorf("format %s: %w", d.Device, err)
@@ -253,17 +253,30 @@ func (d *Data) formatAndMount(ctx context.Context) error {
 
 // mke2fsArgs are the options for a volume of the size: fixed block and inode
 // sizes whatever mke2fs.conf says. Tables are written in full where that costs
-// little; on larger disks the kernel does it later, in the background.
-func mke2fsArgs(size int64) []string {
+// little; on larger disks the kernel does it later, in the background. The ids
+// are given, because mke2fs waits up to a second for each of them while the
+// kernel's random generator is not ready, as it is early in a first boot.
+func mke2fsArgs(size int64, uuid, hashSeed string) []string {
 	lazy, ratio := "0", "8192"
 	if size > 1<<30 {
 		lazy, ratio = "1", "16384"
 	}
 	return []string{
 		"-q", "-F", "-t", "ext4", "-L", Label, "-b", "4096", "-I", "256", "-i", ratio, "-m", "1",
-		"-e", "remount-ro", "-j",
-		"-E", "nodiscard,root_owner=0:0,lazy_itable_init=" + lazy + ",lazy_journal_init=" + lazy,
+		"-e", "remount-ro", "-j", "-U", uuid,
+		"-E", "nodiscard,hash_seed=" + hashSeed + ",root_owner=0:0,lazy_itable_init=" + lazy + ",lazy_journal_init=" + lazy,
 	}
+}
+
+// randomUUID never waits: two devices must not share an id, but nobody must be
+// kept from guessing it (RFC 9562, version 4).
+func randomUUID() string {
+	var b [16]byte
+	if _, err := unix.Getrandom(b[:], unix.GRND_INSECURE); err != nil {
+		unix.Getrandom(b[:], 0) // before Linux 5.6
+	}
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 
 // writeStart puts the mark in front of 64 KiB of zeros.

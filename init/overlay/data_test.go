@@ -541,7 +541,7 @@ func TestFileSystemGrows(t *testing.T) {
 	if !maySetResources(t) {
 		t.Skip("resizing a mounted ext4 needs CAP_SYS_RESOURCE")
 	}
-	if out, err := exec.Command("/sbin/mke2fs", append(append([]string{}, mke2fsArgs(labSize)...), l.data.Device, "64M")...).CombinedOutput(); err != nil {
+	if out, err := exec.Command("/sbin/mke2fs", append(append([]string{}, mke2fsArgs(labSize, randomUUID(), randomUUID())...), l.data.Device, "64M")...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	l.open()

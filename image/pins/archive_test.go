@@ -103,7 +103,7 @@ func (d testDeb) data(t testing.TB) []byte {
 	}
 	return arFile(
 		member{"debian-binary", []byte("2.0\n")},
-		member{"control.tar.gz", compressed(t, ".gz", nil)},
+		member{"control.tar.gz", compressed(t, ".gz", []byte(d.name+" "+d.version))}, // which nothing reads
 		member{"data.tar" + strings.TrimSuffix(ext, ".plain"), compressed(t, ext, tarball.Bytes())},
 	)
 }
@@ -510,4 +510,9 @@ func libc(arch string) []testDeb {
 			{name: "usr/share/doc/gcc-14-base/copyright", data: "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\nFiles: *\nLicense: GPL-3+ with exception\n Text.\n"},
 		}},
 	}
+}
+
+func sumOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
 }

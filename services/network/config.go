@@ -1,0 +1,470 @@
+package network
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"weft/init/uci"
+)
+
+// Config is /etc/config/network as this service understands it.
+type Config struct {
+	Devices    []*Device
+	Interfaces []*Interface
+	// Problems are faults of sections other than interfaces, which carry
+	// their own.
+	Problems []Problem
+}
+
+// Device is a `device` section, or a bridge that an interface asks for.
+type Device struct {
+	Name   string
+	Bridge bool
+	Ports  []string
+	MAC    net.HardwareAddr // nil: leave, for a bridge that of its first port
+	MTU    int              // 0: leave
+}
+
+// Interface is an `interface` section.
+type Interface struct {
+	Name   string
+	Proto  string
+	Device string // "@name" stands for the device of another interface
+	Auto   bool   // bring up without being asked to
+
+	Addrs     []netip.Prefix
+	Gateways  []netip.Addr
+	Metric    int
+	DNS       []netip.Addr
+	DNSSearch []string
+	DNSMetric int
+	MAC       net.HardwareAddr
+	MTU       int
+	// ForceLink brings the interface up without a carrier.
+	ForceLink  bool
+	Delegation bool
+	DHCP       DHCPOptions
+
+	// Problems keep the interface down; the others come up.
+	Problems []Problem
+}
+
+// DHCPOptions are the options of proto dhcp.
+type DHCPOptions struct {
+	Hostname     string // empty: send none
+	VendorID     string
+	ClientID     []byte // nil: made from the MAC address
+	ReqOpts      []uint8
+	Broadcast    bool // ask the server to answer by broadcast
+	DefaultRoute bool
+	PeerDNS      bool
+	Release      bool // give the address back on stop
+}
+
+// Problem is one fault of the configuration: where it is and what would do.
+type Problem struct {
+	Section  string // name or type of the section
+	Option   string // empty if the section as a whole is meant
+	Value    string
+	Expected string
+}
+
+func (p Problem) Error() string {
+	if p.Option == "" {
+		return fmt.Sprintf("network.%s: %s", p.Section, p.Expected)
+	}
+	return fmt.Sprintf("network.%s: option %s '%s': expected %s", p.Section, p.Option, p.Value, p.Expected)
+}
+
+// protocols are those that this service can run.
+var protocols = []string{"none", "static", "dhcp"}
+
+// parseConfig reads the sections of the package network. hostname is what
+// DHCP sends for lack of a configured one.
+func parseConfig(p *uci.Package, hostname string) *Config {
+	c := &Config{}
+	for _, s := range p.Sections {
+		switch s.Type {
+		case "device":
+			if d := c.device(s); d != nil {
+				c.Devices = append(c.Devices, d)
+			}
+		case "interface":
+			c.Interfaces = append(c.Interfaces, c.iface(s, hostname))
+		case "globals":
+			// Only values of protocols to come: ULA prefix, DUID.
+		default:
+			c.Problems = append(c.Problems, Problem{Section: s.Name, Expected: "sections of type " + s.Type + " have no effect in this version"})
+		}
+	}
+	return c
+}
+
+// reader reads the options of a section and notes what is wrong.
+type reader struct {
+	s        *uci.Section
+	problems []Problem
+}
+
+func (r *reader) bad(option, value, expected string) {
+	r.problems = append(r.problems, Problem{r.s.Name, option, value, expected})
+}
+
+func (r *reader) number(option string, def, low, high int) int {
+	v, ok := r.s.Get(option)
+	if !ok {
+		return def
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < low || n > high {
+		r.bad(option, v, fmt.Sprintf("a number from %d to %d", low, high))
+		return def
+	}
+	return n
+}
+
+func (r *reader) bool(option string, def bool) bool {
+	v, ok := r.s.Get(option)
+	if !ok {
+		return def
+	}
+	if r.s.Bool(option, false) != r.s.Bool(option, true) {
+		r.bad(option, v, "0 or 1")
+	}
+	return r.s.Bool(option, def)
+}
+
+func (r *reader) mac(option string) net.HardwareAddr {
+	v, ok := r.s.Get(option)
+	if !ok {
+		return nil
+	}
+	mac, err := net.ParseMAC(v)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		r.bad(option, v, "a MAC address of one device, such as 02:00:00:00:00:01")
+		return nil
+	}
+	return mac
+}
+
+// maxIfName is IFNAMSIZ without the terminating NUL (linux/if.h).
+const maxIfName = 15
+
+// name checks the name of a network device as the kernel does
+// (dev_valid_name).
+func (r *reader) name(option, v string) string {
+	if v == "" || v == "." || v == ".." || len(v) > maxIfName || strings.ContainsAny(v, "/: \t\n\v\f\r\x00") {
+		r.bad(option, v, fmt.Sprintf("the name of a network device, at most %d characters", maxIfName))
+		return ""
+	}
+	return v
+}
+
+func (r *reader) addr(option, v string, six bool) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(v)
+	if err != nil || a.Is6() != six || a.Zone() != "" || a.Is4In6() {
+		r.bad(option, v, "an "+family(six)+" address")
+		return netip.Addr{}, false
+	}
+	return a, true
+}
+
+func family(six bool) string {
+	if six {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// prefix reads an address of the interface; without a length it has that of
+// mask, or all bits.
+func (r *reader) prefix(option, v string, six bool, mask int) (netip.Prefix, bool) {
+	addr, bits, has := strings.Cut(v, "/")
+	n := mask
+	if has {
+		var err error
+		if n, err = strconv.Atoi(bits); err != nil {
+			n = -1
+			if !six {
+				n = maskBits(bits)
+			}
+		}
+	}
+	a, err := netip.ParseAddr(addr)
+	if err != nil || a.Is6() != six || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || n < 0 || n > a.BitLen() {
+		example := "192.168.1.1/24"
+		if six {
+			example = "fd00::1/64"
+		}
+		r.bad(option, v, "an "+family(six)+" address, with or without a length, such as "+example)
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(a, n), true
+}
+
+// maskBits is the length of a netmask such as 255.255.255.0, -1 if it is none.
+func maskBits(s string) int {
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		return -1
+	}
+	ones, bits := net.IPMask(a.AsSlice()).Size()
+	if bits == 0 {
+		return -1
+	}
+	return ones
+}
+
+func (c *Config) device(s *uci.Section) *Device {
+	r := &reader{s: s}
+	d := &Device{
+		MAC: r.mac("macaddr"),
+		MTU: r.number("mtu", 0, 68, 65535),
+	}
+	if v, ok := s.Get("name"); ok {
+		d.Name = r.name("name", v)
+	} else {
+		r.bad("name", "", "the name of the device")
+	}
+	switch t := s.String("type", ""); t {
+	case "":
+	case "bridge":
+		d.Bridge = true
+		option := "ports"
+		if s.Option(option) == nil {
+			option = "ifname" // until 19.07
+		}
+		d.Ports = r.ports(option)
+	default:
+		r.bad("type", t, "bridge; other types have no effect in this version")
+	}
+	for _, other := range c.Devices {
+		if other.Name == d.Name && d.Name != "" {
+			r.bad("name", d.Name, "a name that no other device section has")
+		}
+	}
+	c.Problems = append(c.Problems, r.problems...)
+	if len(r.problems) > 0 {
+		return nil
+	}
+	return d
+}
+
+// ports reads the names of bridge ports; a port named twice is one.
+func (r *reader) ports(option string) []string {
+	var ports []string
+	for _, v := range r.s.List(option) {
+		if n := r.name(option, v); n != "" && !slices.Contains(ports, n) {
+			ports = append(ports, n)
+		}
+	}
+	return ports
+}
+
+func (c *Config) iface(s *uci.Section, hostname string) *Interface {
+	r := &reader{s: s}
+	i := &Interface{
+		Name:       s.Name,
+		Proto:      s.String("proto", "none"),
+		Auto:       r.bool("auto", true) && !r.bool("disabled", false),
+		Metric:     r.number("metric", 0, 0, 1<<31-1),
+		DNSMetric:  r.number("dns_metric", 0, 0, 1<<31-1),
+		MAC:        r.mac("macaddr"),
+		MTU:        r.number("mtu", 0, 68, 65535),
+		Delegation: r.bool("delegate", true),
+	}
+	// Protocols differ in whether they can do something without a carrier.
+	i.ForceLink = r.bool("force_link", i.Proto == "static")
+	if !slices.Contains(protocols, i.Proto) {
+		r.bad("proto", i.Proto, "one of "+strings.Join(protocols, ", ")+"; others are not available in this version")
+	}
+	for _, option := range []string{"dns"} {
+		for _, v := range s.List(option) {
+			if a, err := netip.ParseAddr(v); err == nil && a.Zone() == "" {
+				i.DNS = append(i.DNS, a)
+			} else {
+				r.bad(option, v, "an IP address")
+			}
+		}
+	}
+	for _, v := range s.List("dns_search") {
+		if validDomain(v) {
+			i.DNSSearch = append(i.DNSSearch, v)
+		} else {
+			r.bad("dns_search", v, "a domain name")
+		}
+	}
+	c.link(i, r)
+	switch i.Proto {
+	case "static":
+		i.static(r)
+	case "dhcp":
+		i.dhcp(r, hostname)
+	}
+	i.Problems = r.problems
+	return i
+}
+
+// link finds out which device an interface uses.
+func (c *Config) link(i *Interface, r *reader) {
+	option := "device"
+	if r.s.Option(option) == nil {
+		option = "ifname" // until 19.07
+	}
+	names := r.s.List(option)
+	if t := r.s.String("type", ""); t == "bridge" {
+		// Until 19.07 a bridge was made by the interface that uses it.
+		i.Device = r.name("type", "br-"+i.Name)
+		if i.Device == "" || slices.ContainsFunc(c.Devices, func(d *Device) bool { return d.Name == i.Device }) {
+			return
+		}
+		c.Devices = append(c.Devices, &Device{Name: i.Device, Bridge: true, Ports: r.ports(option), MAC: i.MAC, MTU: i.MTU})
+		return
+	} else if t != "" {
+		r.bad("type", t, "bridge, or no such option")
+	}
+	switch {
+	case len(names) == 1 && strings.HasPrefix(names[0], "@"):
+		i.Device = names[0]
+	case len(names) == 1:
+		i.Device = r.name(option, names[0])
+	case len(names) > 1:
+		r.bad(option, strings.Join(names, " "), "one device; for several make a device section of type bridge")
+	case i.Proto == "static" || i.Proto == "dhcp":
+		r.bad(option, "", "the device of the interface")
+	}
+}
+
+func (i *Interface) static(r *reader) {
+	mask := 32
+	if v, ok := r.s.Get("netmask"); ok {
+		if mask = maskBits(v); mask < 0 {
+			r.bad("netmask", v, "a netmask such as 255.255.255.0")
+			mask = 32
+		}
+	}
+	add := func(option string, six bool, bits int) {
+		for _, v := range r.s.List(option) {
+			if p, ok := r.prefix(option, v, six, bits); ok && !slices.Contains(i.Addrs, p) {
+				i.Addrs = append(i.Addrs, p)
+			}
+		}
+	}
+	add("ipaddr", false, mask)
+	add("ip6addr", true, 128)
+	for option, six := range map[string]bool{"gateway": false, "ip6gw": true} {
+		v, ok := r.s.Get(option)
+		if !ok {
+			continue
+		}
+		if a, ok := r.addr(option, v, six); ok {
+			i.Gateways = append(i.Gateways, a)
+		}
+	}
+	slices.SortFunc(i.Gateways, netip.Addr.Compare)
+}
+
+func (i *Interface) dhcp(r *reader, hostname string) {
+	d := &i.DHCP
+	d.DefaultRoute = r.bool("defaultroute", true)
+	d.PeerDNS = r.bool("peerdns", true)
+	d.Broadcast = r.bool("broadcast", false)
+	d.Release = !r.bool("norelease", false)
+	d.VendorID = r.s.String("vendorid", "")
+	if len(d.VendorID) > 255 {
+		r.bad("vendorid", d.VendorID, "at most 255 characters")
+	}
+	d.Hostname = r.s.String("hostname", hostname)
+	if d.Hostname == "*" { // LEDE's way to send none
+		d.Hostname = ""
+	}
+	if d.Hostname != "" && !validDomain(d.Hostname) {
+		if r.s.Option("hostname") != nil {
+			r.bad("hostname", d.Hostname, "a host name, or * to send none")
+		}
+		d.Hostname = ""
+	}
+	if v, ok := r.s.Get("clientid"); ok {
+		id, err := hex.DecodeString(strings.ReplaceAll(v, ":", ""))
+		if err != nil || len(id) < 2 || len(id) > 255 {
+			r.bad("clientid", v, "hexadecimal digits, the first two the type (RFC 2132, 9.14)")
+		}
+		d.ClientID = id
+	}
+	for _, v := range r.s.List("reqopts") {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > 254 {
+			r.bad("reqopts", v, "numbers of DHCP options, 1 to 254")
+			continue
+		}
+		d.ReqOpts = append(d.ReqOpts, uint8(n))
+	}
+}
+
+// validDomain accepts what is safe to write into the resolver file: labels of
+// letters, digits, - and _, joined by dots (RFC 1035 with the usual _).
+func validDomain(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// sameClient tells whether a DHCP client of a can go on for b.
+func sameClient(a, b *Interface) bool {
+	x, y := a.DHCP, b.DHCP
+	// How the lease is used can change without asking for a new one.
+	x.DefaultRoute, x.PeerDNS, x.Release = y.DefaultRoute, y.PeerDNS, y.Release
+	return a.Proto == b.Proto && a.Device == b.Device && reflect.DeepEqual(x, y) && slices.Equal(a.MAC, b.MAC)
+}
+
+// find returns the interface of that name.
+func (c *Config) find(name string) *Interface {
+	for _, i := range c.Interfaces {
+		if i.Name == name {
+			return i
+		}
+	}
+	return nil
+}
+
+// bridge returns the bridge of that name.
+func (c *Config) bridge(name string) *Device {
+	for _, d := range c.Devices {
+		if d.Bridge && d.Name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+// resolve follows `@name` to the device; empty if it leads nowhere.
+func (c *Config) resolve(i *Interface) string {
+	for range c.Interfaces {
+		name, alias := strings.CutPrefix(i.Device, "@")
+		if !alias {
+			return i.Device
+		}
+		if i = c.find(name); i == nil {
+			return ""
+		}
+	}
+	return ""
+}

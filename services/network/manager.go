@@ -1,0 +1,549 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/init/bus"
+	"weft/init/uci"
+)
+
+// manager owns the state of all interfaces; only its loop touches it.
+type manager struct {
+	log      *slog.Logger
+	tree     uci.Tree
+	hostname string
+	resolver string // folder of resolv.conf
+	kernel   *kernel
+	bus      publisher
+	status   func(string) // for the supervisor
+
+	cfg      *Config
+	states   map[string]*state
+	order    []string          // names of the interfaces, sorted as netifd lists them
+	faults   []string          // of the configuration, as last logged
+	failures map[string]string // of links, as last logged
+	said     string            // last status text
+
+	dirty chan struct{} // links changed
+	calls chan func()
+	retry *time.Timer // set while something could not be done
+}
+
+// publisher is what the loop tells the bus. No method blocks.
+type publisher interface {
+	// interfaces replaces the set of interfaces that have an object.
+	interfaces(names []string)
+	// changed reports an interface that came up, went down or, when it was up
+	// before, got other addresses.
+	changed(name, device string, up, updated bool, status bus.Table)
+}
+
+// state is an interface at work.
+type state struct {
+	cfg       *Interface
+	autostart bool // wanted up: as configured, until a call says otherwise
+	available bool // its link is there, with a carrier if it needs one
+	pending   bool // coming up
+	up        bool
+	since     time.Time
+	device    string // resolved name
+	faults    []fault
+	shown     content // as last reported
+
+	client *client
+	lease  *Lease
+}
+
+// fault is an entry of `errors` in the status, as netifd has them.
+type fault struct {
+	subsystem, code string
+	data            []string
+}
+
+// content is what others want to hear of when it changes.
+type content struct {
+	device  string
+	addrs   []netip.Prefix
+	routes  []Route
+	servers []netip.Addr
+	search  []string
+}
+
+// client is a DHCP client at work.
+type client struct {
+	index int // of the link it runs on
+	wire  *wire
+	stop  context.CancelFunc
+	done  chan struct{}
+	kick  chan struct{}
+	lease *Lease // held at the end; valid after done
+}
+
+func newManager(log *slog.Logger, k *kernel) *manager {
+	return &manager{
+		log: log, kernel: k,
+		cfg:    &Config{},
+		states: map[string]*state{},
+		dirty:  make(chan struct{}, 1),
+		calls:  make(chan func()),
+		status: func(string) {},
+	}
+}
+
+// linksChanged asks the loop to look at the links; it does not block.
+func (m *manager) linksChanged() {
+	select {
+	case m.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// do runs f in the loop and waits for it.
+func (m *manager) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case m.calls <- func() { defer close(done); f() }:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	<-done
+	return nil
+}
+
+// settle is how long a static interface may wait for its device before the
+// service counts as ready without it: drivers load while the system starts.
+const settle = 2 * time.Second
+
+// retryAfter is the time until what failed is tried again.
+const retryAfter = 5 * time.Second
+
+// loop runs until ctx ends, then takes the interfaces down.
+func (m *manager) loop(ctx context.Context, reload <-chan struct{}, reloading, ready func()) {
+	m.retry = time.NewTimer(time.Hour)
+	m.retry.Stop()
+	grace := time.NewTimer(settle)
+	defer grace.Stop()
+	started := false
+	start := func() {
+		if !started {
+			started = true
+			grace.Stop()
+			ready()
+		}
+	}
+	m.load()
+	for {
+		m.reconcile(ctx)
+		if m.settled() {
+			start()
+		}
+		select {
+		case <-ctx.Done():
+			m.shutdown()
+			return
+		case <-m.dirty:
+		case <-m.retry.C:
+		case <-grace.C:
+			start()
+		case f := <-m.calls:
+			f()
+		case <-reload:
+			reloading()
+			m.load()
+			m.reconcile(ctx)
+			if started {
+				ready()
+			}
+		}
+	}
+}
+
+// settled tells whether all that can be up without anybody's answer is up.
+func (m *manager) settled() bool {
+	for _, s := range m.states {
+		if s.autostart && !s.up && s.cfg.Proto == "static" && s.cfg.ForceLink && len(s.cfg.Problems) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// load reads the configuration. If that is not possible the one in use stays.
+func (m *manager) load() {
+	p, err := m.tree.LoadCommitted("network")
+	if p == nil {
+		m.log.Error("configuration cannot be read, the last good one stays in force", "error", err)
+		return
+	}
+	cfg := parseConfig(p, m.hostname)
+	var faults []string
+	if err != nil {
+		faults = append(faults, strings.Split(err.Error(), "\n")...)
+	}
+	for _, p := range cfg.Problems {
+		faults = append(faults, p.Error())
+	}
+	for _, i := range cfg.Interfaces {
+		for _, p := range i.Problems {
+			faults = append(faults, p.Error()+"; the interface stays down")
+		}
+	}
+	for _, f := range faults {
+		if !slices.Contains(m.faults, f) { // say it once, not at each reload
+			m.log.Warn("fault in the configuration", "fault", f)
+		}
+	}
+	m.faults = faults
+	m.use(cfg)
+}
+
+// use makes cfg the configuration to follow.
+func (m *manager) use(cfg *Config) {
+	m.cfg = cfg
+	names := make([]string, 0, len(cfg.Interfaces))
+	for _, i := range cfg.Interfaces {
+		names = append(names, i.Name)
+		s := m.states[i.Name]
+		switch {
+		case s == nil:
+			m.states[i.Name] = &state{cfg: i, autostart: i.Auto}
+			continue
+		case s.client != nil && !sameClient(s.cfg, i):
+			m.stopClient(s, true)
+		}
+		if s.cfg.Auto != i.Auto {
+			s.autostart = i.Auto
+		}
+		s.cfg = i
+	}
+	for name, s := range m.states {
+		if !slices.Contains(names, name) {
+			m.stopClient(s, true)
+			m.down(name, s)
+			delete(m.states, name)
+		}
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, m.order) {
+		m.order = names
+		m.bus.interfaces(slices.Clone(names))
+	}
+}
+
+// reconcile makes the kernel what the configuration asks for and finds out
+// what is up. It is run after every event and does nothing if nothing is to do.
+func (m *manager) reconcile(ctx context.Context) {
+	m.retry.Stop()
+	var ls links
+	var plans map[string]*plan
+	var errs map[string]error
+	for range 3 { // bridges first, then their ports, then what they carry
+		var err error
+		if ls, err = m.kernel.links(); err != nil {
+			m.log.Error("cannot see the links", "error", err)
+			m.retry.Reset(retryAfter)
+			return
+		}
+		plans = m.plans(ls)
+		changed, failed := m.kernel.shape(ls, plans)
+		if errs = failed; !changed {
+			break
+		}
+	}
+	m.look(ctx, ls)
+	plans = m.plans(ls) // with what is available now, and leases
+	for _, name := range sortedKeys(plans) {
+		l, there := ls[name]
+		if !there || errs[name] != nil {
+			continue
+		}
+		if _, err := m.kernel.address(l, plans[name]); err != nil {
+			errs[name] = err
+		}
+	}
+	m.report(ls, errs)
+	if len(errs) > 0 {
+		m.retry.Reset(retryAfter)
+	}
+	m.resolve()
+}
+
+// wanted tells whether an interface shall be up if it can.
+func (s *state) wanted() bool { return s.autostart && len(s.cfg.Problems) == 0 }
+
+// plans works out what each link shall be, from the configuration, what is
+// available and the leases. ls is only asked for MAC addresses of ports.
+func (m *manager) plans(ls links) map[string]*plan {
+	plans := map[string]*plan{"lo": {}} // loopback is up whatever happens
+	of := func(name string) *plan {
+		p := plans[name]
+		if p == nil {
+			p = &plan{}
+			plans[name] = p
+			for _, d := range m.cfg.Devices {
+				if d.Name == name {
+					p.mac, p.mtu, p.bridge, p.ports = d.MAC, d.MTU, d.Bridge, d.Ports
+				}
+			}
+		}
+		return p
+	}
+	for _, name := range m.order {
+		s := m.states[name]
+		s.device = m.cfg.resolve(s.cfg)
+		if !s.wanted() || s.device == "" {
+			continue
+		}
+		p := of(s.device)
+		if s.cfg.MAC != nil {
+			p.mac = s.cfg.MAC
+		}
+		if s.cfg.MTU != 0 {
+			p.mtu = s.cfg.MTU
+		}
+		if !s.available {
+			continue
+		}
+		c := s.content()
+		for _, a := range c.addrs {
+			if !slices.Contains(p.addrs, a) {
+				p.addrs = append(p.addrs, a)
+			}
+		}
+		p.routes = append(p.routes, c.routes...)
+	}
+	for _, name := range sortedKeys(plans) {
+		p := plans[name]
+		if !p.bridge {
+			continue
+		}
+		for _, port := range p.ports {
+			q := of(port)
+			if q.bridge || q.master != "" {
+				continue // a bridge in a bridge, or in two: the first one keeps it
+			}
+			q.master = name
+			if l, ok := ls[port]; ok && p.mac == nil {
+				// That of the first port, as netifd has it; left to itself
+				// the kernel takes the lowest one.
+				p.mac = l.Attrs().HardwareAddr
+				if q.mac != nil {
+					p.mac = q.mac
+				}
+			}
+		}
+	}
+	return plans
+}
+
+// content is what an interface has when it is up.
+func (s *state) content() content {
+	i := s.cfg
+	c := content{device: s.device, servers: slices.Clone(i.DNS), search: slices.Clone(i.DNSSearch)}
+	switch {
+	case i.Proto == "static":
+		c.addrs = i.Addrs
+		for _, gw := range i.Gateways {
+			all := netip.IPv4Unspecified()
+			if gw.Is6() {
+				all = netip.IPv6Unspecified()
+			}
+			c.routes = append(c.routes, Route{Dest: netip.PrefixFrom(all, 0), Via: gw, Metric: i.Metric})
+		}
+	case i.Proto == "dhcp" && s.lease != nil:
+		c.addrs = []netip.Prefix{s.lease.Addr}
+		c.routes = s.lease.routes(i.DHCP, i.Metric)
+		if i.DHCP.PeerDNS {
+			c.servers = append(c.servers, s.lease.DNS...)
+			if s.lease.Domain != "" {
+				c.search = append(c.search, s.lease.Domain)
+			}
+		}
+	}
+	return c
+}
+
+// look finds out which interfaces have their link, and runs DHCP on those that
+// want it.
+func (m *manager) look(ctx context.Context, ls links) {
+	for _, name := range m.order {
+		s := m.states[name]
+		l, there := ls[s.device]
+		s.available = there && (s.cfg.ForceLink || ls.carrier(s.device)) || s.device == "" && s.cfg.Proto == "none"
+		run := s.cfg.Proto == "dhcp" && s.wanted() && s.available && ctx.Err() == nil
+		if s.client != nil && (!run || s.client.index != l.Attrs().Index) {
+			m.stopClient(s, s.available && s.client.index == l.Attrs().Index)
+		}
+		if run && s.client == nil {
+			m.startClient(ctx, name, s, l.Attrs().Index, &wire{link: s.device, mac: l.Attrs().HardwareAddr, opts: s.cfg.DHCP})
+		}
+	}
+}
+
+func (m *manager) startClient(ctx context.Context, name string, s *state, index int, w *wire) {
+	ctx, stop := context.WithCancel(ctx)
+	c := &client{index: index, stop: stop, done: make(chan struct{}), kick: make(chan struct{}, 1), wire: w}
+	s.client = c
+	log := m.log.With("interface", name, "device", w.link)
+	d := &dhcpClient{ex: w, log: log, kick: c.kick, lease: func(l *Lease) {
+		_ = m.do(ctx, func() {
+			if s.client != c {
+				return // stopped meanwhile
+			}
+			if l != nil && (s.lease == nil || s.lease.Addr != l.Addr) {
+				log.Info("got a lease", "address", l.Addr, "server", l.Server, "seconds", int(l.Duration.Seconds()))
+			}
+			s.lease = l
+		})
+	}}
+	go func() {
+		defer close(c.done)
+		c.lease = d.run(ctx)
+	}()
+}
+
+// stopClient ends DHCP on an interface. With release the address is given back
+// to the server, which makes sense only while the link works.
+func (m *manager) stopClient(s *state, release bool) {
+	c := s.client
+	if c == nil {
+		return
+	}
+	c.stop()
+	<-c.done // it does not wait for the loop once it is stopped
+	s.client, s.lease = nil, nil
+	if c.lease != nil && release && s.cfg.DHCP.Release {
+		if err := c.wire.release(c.lease); err != nil {
+			m.log.Debug("lease was not given back", "device", c.wire.link, "error", err)
+		}
+	}
+}
+
+// report finds out what is up, and tells the bus and the log what changed.
+func (m *manager) report(ls links, errs map[string]error) {
+	failures := map[string]string{}
+	for name, err := range errs {
+		failures[name] = err.Error()
+		if m.failures[name] != err.Error() { // say it once, not at each try
+			m.log.Error("link is not as configured, trying again", "device", name, "error", err)
+		}
+	}
+	m.failures = failures
+	var waiting []string
+	for _, name := range m.order {
+		s := m.states[name]
+		_, there := ls[s.device]
+		err := errs[s.device]
+		s.faults = nil
+		for _, p := range s.cfg.Problems {
+			s.faults = append(s.faults, fault{"config", "INVALID_OPTION", []string{p.Option, p.Value, p.Expected}})
+		}
+		if err != nil && s.wanted() {
+			s.faults = append(s.faults, fault{"interface", "SETUP_FAILED", []string{err.Error()}})
+		}
+		if s.wanted() && s.device != "" && !there {
+			s.faults = append(s.faults, fault{"interface", "NO_DEVICE", nil})
+		}
+		up := s.wanted() && s.available && err == nil && (s.cfg.Proto != "dhcp" || s.lease != nil)
+		s.pending = s.wanted() && s.available && !up
+		if !up {
+			if s.wanted() {
+				waiting = append(waiting, name)
+			}
+			m.down(name, s)
+			continue
+		}
+		now := s.content()
+		first := !s.up
+		if first {
+			s.up, s.since = true, time.Now()
+			m.log.Info("interface is up", "interface", name, "device", s.device)
+		}
+		if first || !reflect.DeepEqual(now, s.shown) {
+			s.shown = now
+			m.bus.changed(name, s.device, true, !first, m.interfaceStatus(s))
+		}
+	}
+	text := fmt.Sprintf("%d of %d interfaces up", len(m.order)-len(waiting), len(m.order))
+	if len(waiting) > 0 {
+		text += ", waiting for " + strings.Join(waiting, " ")
+	}
+	if text != m.said {
+		m.said = text
+		m.status(text)
+	}
+}
+
+// down notes that an interface is not up.
+func (m *manager) down(name string, s *state) {
+	if !s.up {
+		return
+	}
+	s.up, s.shown = false, content{}
+	m.log.Info("interface is down", "interface", name, "device", s.device)
+	m.bus.changed(name, s.device, false, false, m.interfaceStatus(s))
+}
+
+// resolve writes the resolver file.
+func (m *manager) resolve() {
+	var all []nameservers
+	for _, name := range m.order {
+		if s := m.states[name]; s.up {
+			all = append(all, nameservers{name, s.cfg.DNSMetric, s.shown.servers, s.shown.search})
+		}
+	}
+	if err := writeResolver(m.resolver, resolverText(all)); err != nil {
+		m.log.Error("resolver file was not written", "error", err)
+	}
+}
+
+// restart takes everything down, then reads the configuration; the next
+// reconcile brings it up.
+func (m *manager) restart() {
+	m.clear()
+	m.load()
+	for _, s := range m.states {
+		s.autostart = s.cfg.Auto
+	}
+}
+
+// shutdown ends the service.
+func (m *manager) shutdown() {
+	m.clear()
+	m.resolve()
+}
+
+// clear takes down all interfaces and gives their links back.
+func (m *manager) clear() {
+	for _, name := range m.order {
+		s := m.states[name]
+		m.stopClient(s, s.available)
+		m.down(name, s)
+		s.available = false
+	}
+	ls, err := m.kernel.links()
+	if err != nil {
+		m.log.Error("cannot see the links", "error", err)
+		return
+	}
+	lo := &plan{addrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}}
+	_, errs := m.kernel.shape(ls, map[string]*plan{"lo": lo})
+	if l, ok := ls["lo"]; ok {
+		if _, err := m.kernel.address(l, lo); err != nil {
+			errs["lo"] = err
+		}
+	}
+	for name, err := range errs {
+		m.log.Warn("link was not given back", "device", name, "error", err)
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

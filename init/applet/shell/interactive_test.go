@@ -39,7 +39,7 @@ func TestInteractiveEditing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Send("cat lon\t\r")
-	s.WaitFor("content here")
+	s.WaitFor("content here\n0 >")
 	s.Send("echo typo\x03")
 	s.WaitFor("^C")
 	s.WaitFor("130 >")

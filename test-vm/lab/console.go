@@ -16,6 +16,9 @@ import (
 // ErrConsoleClosed is returned by a wait when the machine ended before what was waited for appeared.
 var ErrConsoleClosed = errors.New("the machine has ended")
 
+// ErrReset is returned for a command that was running when the machine was reset.
+var ErrReset = errors.New("the machine was reset")
+
 // Line is one line that a console printed, without its end and without escape sequences.
 type Line struct {
 	Text string
@@ -35,6 +38,7 @@ type Console struct {
 	esc     escState
 	pos     int // cursor into clean
 	conn    net.Conn
+	life    int           // counts starts and resets of the machine
 	changed chan struct{} // closed and renewed when something arrives or the console ends
 	tee     io.Writer
 }
@@ -64,6 +68,15 @@ func (c *Console) connect(conn net.Conn) {
 	c.mu.Lock()
 	c.conn = conn
 	c.mu.Unlock()
+	c.reset()
+}
+
+// reset tells whoever waits for a command that the system it ran on is gone.
+func (c *Console) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.life++
+	c.wake()
 }
 
 // serve records what comes from conn until it ends.

@@ -39,8 +39,8 @@ type Machine struct {
 
 	mu     sync.Mutex
 	run    *run
-	starts int
 	events []Event // of earlier starts
+	noHVC  bool    // no shell answers on hvc0 since the last start
 }
 
 // run is one start of QEMU.
@@ -135,10 +135,11 @@ func newMachine(ctx context.Context, q *QEMU, accel []string, cfg Config) (_ *Ma
 		}
 		m.ports = append(m.ports, n.Forwards)
 	}
-	for _, name := range append([]string{arches[cfg.Arch].serial}, cfg.Consoles...) {
+	serial := arches[cfg.Arch].serial
+	for _, name := range append([]string{serial}, cfg.Consoles...) {
 		c := newConsole(name)
 		m.consoles[name] = c
-		m.shells[name] = &Shell{c: c}
+		m.shells[name] = &Shell{c: c, kernel: name == serial}
 	}
 	return m, nil
 }
@@ -305,12 +306,19 @@ func (m *Machine) start(ctx context.Context) error {
 	for name, conn := range conns {
 		switch {
 		case name == "qmp":
-			readers.Go(r.qmp.serve)
+			readers.Go(func() {
+				r.qmp.serve(func(e Event) {
+					if e.Name == "RESET" {
+						for _, c := range m.consoles {
+							c.reset()
+						}
+					}
+				})
+			})
 		case m.consoles[name] != nil:
 			c := m.consoles[name]
 			c.connect(conn)
 			readers.Go(func() { c.serve(conn) })
-			m.shells[name].detach()
 		default:
 			var card int
 			fmt.Sscanf(name, "nic%d", &card) // made above
@@ -329,8 +337,7 @@ func (m *Machine) start(ctx context.Context) error {
 		closeAll()
 		close(r.done)
 	}()
-	m.run = r
-	m.starts++
+	m.run, m.noHVC = r, false
 	bound, cancel := context.WithTimeout(ctx, Timeout(30*time.Second))
 	defer cancel()
 	err = r.qmp.run(bound, "qmp_capabilities", nil, nil)
@@ -468,15 +475,7 @@ func (m *Machine) WaitEvent(ctx context.Context, name string) (Event, error) {
 }
 
 // Reset presses the reset button.
-func (m *Machine) Reset(ctx context.Context) error {
-	if err := m.QMP(ctx, "system_reset", nil, nil); err != nil {
-		return err
-	}
-	for _, s := range m.shells {
-		s.detach()
-	}
-	return nil
-}
+func (m *Machine) Reset(ctx context.Context) error { return m.QMP(ctx, "system_reset", nil, nil) }
 
 // PowerDown presses the power button (ACPI); whether the guest acts on it is the guest's affair.
 func (m *Machine) PowerDown(ctx context.Context) error {
@@ -585,9 +584,12 @@ func (m *Machine) waitUp(ctx context.Context, re *regexp.Regexp) (Ready, error) 
 	return Ready{Guest: seconds, Wall: line.At.Sub(m.PoweredOn()), Line: line.Text}, nil
 }
 
-// Shell is the shell on the best console: hvc0, which carries nothing else, else the first serial port.
+// Shell is the shell on the best console: hvc0, which carries nothing else, unless the machine has none or no shell was
+// found there since the last start ([Machine.Run] looks); else the first serial port.
 func (m *Machine) Shell() *Shell {
-	if s := m.shells["hvc0"]; s != nil {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.shells["hvc0"]; s != nil && !m.noHVC {
 		return s
 	}
 	return m.shells[m.Serial().name]
@@ -596,8 +598,12 @@ func (m *Machine) Shell() *Shell {
 // ShellOn is the shell on a console of that name, nil if the machine has none.
 func (m *Machine) ShellOn(name string) *Shell { return m.shells[name] }
 
-// Run runs a command in the guest; see [Shell.Run].
+// Run runs a command in the guest; see [Shell.Run]. A system without a shell on hvc0 (it lacks the driver, or its
+// configuration names other consoles) is talked to on the serial port.
 func (m *Machine) Run(ctx context.Context, cmd string) (Result, error) {
+	if err := m.chooseShell(ctx); err != nil {
+		return Result{}, fmt.Errorf("machine %s: run %q: %w", m.cfg.Name, cmd, err)
+	}
 	r, err := m.Shell().Run(ctx, cmd)
 	if err != nil {
 		return r, fmt.Errorf("machine %s: %w", m.cfg.Name, err)
@@ -605,8 +611,29 @@ func (m *Machine) Run(ctx context.Context, cmd string) (Result, error) {
 	return r, nil
 }
 
+// hvcPatience is how long a shell on hvc0 is sought.
+const hvcPatience = 12 * time.Second
+
+func (m *Machine) chooseShell(ctx context.Context) error {
+	s := m.shells["hvc0"]
+	if s == nil || m.Shell() != s {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	short, cancel := context.WithTimeout(ctx, Timeout(hvcPatience))
+	defer cancel()
+	err := s.attach(short)
+	if err != nil && ctx.Err() == nil && errors.Is(err, ErrNoShell) {
+		m.mu.Lock()
+		m.noHVC = true
+		m.mu.Unlock()
+		return nil
+	}
+	return err
+}
+
 // Reboot has the guest reboot itself and returns when the processor has been reset; cmd is the command, empty = reboot.
-// The shell is sought anew afterwards.
 func (m *Machine) Reboot(ctx context.Context, cmd string) error {
 	if cmd == "" {
 		cmd = "reboot"
@@ -616,21 +643,25 @@ func (m *Machine) Reboot(ctx context.Context, cmd string) error {
 		return fmt.Errorf("reboot: %w", err)
 	}
 	from := len(r.qmp.seen())
+	if err := m.chooseShell(ctx); err != nil {
+		return fmt.Errorf("machine %s: reboot: %w", m.cfg.Name, err)
+	}
 	if err := m.Shell().Send(ctx, cmd); err != nil {
 		return fmt.Errorf("machine %s: reboot: %w", m.cfg.Name, err)
 	}
 	if _, err := r.qmp.wait(ctx, "RESET", from, nil); err != nil {
 		return fmt.Errorf("machine %s: %s: %w; its last lines:\n%s", m.cfg.Name, cmd, err, m.Serial().Tail(20))
 	}
-	for _, s := range m.shells {
-		s.detach()
-	}
 	return nil
 }
 
 // PowerOff has the guest switch itself off and returns when QEMU has ended.
 func (m *Machine) PowerOff(ctx context.Context) error {
-	if err := m.Shell().Send(ctx, "poweroff"); err != nil {
+	err := m.chooseShell(ctx)
+	if err == nil {
+		err = m.Shell().Send(ctx, "poweroff")
+	}
+	if err != nil {
 		return fmt.Errorf("machine %s: power off: %w", m.cfg.Name, err)
 	}
 	return m.Wait(ctx)

@@ -58,8 +58,8 @@ func newQMP(conn net.Conn) *qmpClient {
 	return &qmpClient{conn: conn, reply: make(chan qmpMessage, 8), changed: make(chan struct{})}
 }
 
-// serve reads until the connection ends.
-func (q *qmpClient) serve() {
+// serve reads until the connection ends, and calls on with each event before anyone else sees it.
+func (q *qmpClient) serve(on func(Event)) {
 	err := readQMP(q.conn, func(m qmpMessage) {
 		if m.Event == "" {
 			select {
@@ -68,10 +68,11 @@ func (q *qmpClient) serve() {
 			}
 			return
 		}
+		e := Event{m.Event, m.Data, time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*1000)}
+		on(e)
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		at := time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*1000)
-		q.events = append(q.events, Event{m.Event, m.Data, at})
+		q.events = append(q.events, e)
 		q.wake()
 	})
 	q.mu.Lock()

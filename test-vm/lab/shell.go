@@ -27,10 +27,13 @@ var ErrNoShell = errors.New("no shell answers")
 // NL into CR NL on output, as every Linux terminal does that nobody has changed.
 type Shell struct {
 	c *Console
+	// kernel is set for a console that kernel messages go to: they would land in the middle of a command's output, so
+	// the first command sets the console's log level to errors of the worst kind.
+	kernel bool
 
 	mu       sync.Mutex // held over one command
 	n        int        // number of the last command
-	attached bool
+	attached int        // life of the console in which a shell answered; 0 = none
 }
 
 const mark = 0x1e // ASCII record separator
@@ -69,20 +72,20 @@ func (s *Shell) run(ctx context.Context, cmd string) (Result, error) {
 		return Result{}, fmt.Errorf("run %q: %w", cmd, err)
 	}
 	s.n++
-	from := s.c.rawLen()
+	from, _ := s.c.position()
 	// A tab would be completion to a line editor; in the plain terminal that attach asked for it is a tab.
 	typed := fmt.Sprintf(`printf '\036b%d\036'; (eval %s) </dev/null 2>&1; printf '\036e%d:%%s\036' $?`+"\n", s.n, quote(cmd), s.n)
 	if _, err := s.c.Write([]byte(strings.ReplaceAll(typed, "\n", "\r"))); err != nil {
-		s.attached = false
+		s.attached = 0
 		return Result{}, fmt.Errorf("run %q: %w", cmd, err)
 	}
-	out, code, err := s.c.between(ctx, from, s.n)
+	out, code, err := s.c.between(ctx, from, s.n, s.attached)
 	if err == nil {
 		return Result{Code: code, Output: out}, nil
 	}
 	err = fmt.Errorf("run %q on console %s: %w; its last lines:\n%s", cmd, s.c.name, err, s.c.Tail(20))
-	s.attached = false
-	if ctx.Err() != nil && !errors.Is(err, ErrConsoleClosed) {
+	s.attached = 0
+	if ctx.Err() != nil {
 		s.c.Write([]byte{3}) // ^C; whether the shell is still there, the next attach finds out
 	}
 	return Result{Output: out}, err
@@ -95,7 +98,7 @@ func (s *Shell) Send(ctx context.Context, cmd string) error {
 	if err := s.attach(ctx); err != nil {
 		return fmt.Errorf("send %q: %w", cmd, err)
 	}
-	s.attached = false
+	s.attached = 0
 	if _, err := s.c.Write([]byte(cmd + "\r")); err != nil {
 		return fmt.Errorf("send %q: %w", cmd, err)
 	}
@@ -104,9 +107,12 @@ func (s *Shell) Send(ctx context.Context, cmd string) error {
 
 // attach makes sure that a plain shell answers, waking the console where it asks for Enter.
 func (s *Shell) attach(ctx context.Context) error {
-	for try := 0; !s.attached; try++ {
+	for try := 0; ; try++ {
 		s.n++
-		from := s.c.rawLen()
+		from, life := s.c.position()
+		if s.attached == life {
+			return nil
+		}
 		// Ctrl-C leaves a half-typed line; Enter activates a sleeping console and is harmless on a live one.
 		wake := "\r"
 		if try > 0 {
@@ -118,25 +124,22 @@ func (s *Shell) attach(ctx context.Context) error {
 			}
 		}
 		short, cancel := context.WithTimeout(ctx, Timeout(min(time.Duration(try+1)*2*time.Second, 10*time.Second)))
-		_, _, err := s.c.between(short, from, s.n)
+		_, _, err := s.c.between(short, from, s.n, life)
 		cancel()
 		switch {
 		case err == nil:
-			s.attached = true
+			s.attached = life
+			if s.kernel {
+				if _, err := s.run(ctx, "echo 1 >/proc/sys/kernel/printk"); err != nil {
+					return err
+				}
+			}
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w on console %s after %d tries (%w); its last lines:\n%s", ErrNoShell, s.c.name, try+1, context.Cause(ctx), s.c.Tail(20))
 		case errors.Is(err, ErrConsoleClosed):
 			return err
 		}
 	}
-	return nil
-}
-
-// detach makes the next command look for a shell anew, after the machine was started again.
-func (s *Shell) detach() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.attached = false
 }
 
 // Push writes data to the file path in the guest. It is meant for small files: it types them. Large ones go on a disk.
@@ -194,22 +197,26 @@ func octal(data []byte, room int) (text string, rest []byte) {
 // \' in the file name of a redirection.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
-func (c *Console) rawLen() int {
+// position is the length of what was sent so far, and the console's present life.
+func (c *Console) position() (raw, life int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.raw)
+	return len(c.raw), c.life
 }
 
 // between waits for the markers of command n after offset from and returns what stands between them, with the
 // terminal's CR NL turned back into NL, and the exit code. On an error it returns the output so far.
-func (c *Console) between(ctx context.Context, from, n int) (string, int, error) {
+func (c *Console) between(ctx context.Context, from, n, life int) (string, int, error) {
 	for {
 		c.mu.Lock()
 		out, code, done := output(c.raw[from:], n)
-		changed, alive := c.changed, c.conn != nil
+		changed, alive, again := c.changed, c.conn != nil, c.life != life
 		c.mu.Unlock()
 		if done {
 			return out, code, nil
+		}
+		if again {
+			return out, 0, ErrReset
 		}
 		if !alive {
 			return out, 0, ErrConsoleClosed

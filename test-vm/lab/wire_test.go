@@ -17,7 +17,7 @@ import (
 func fakeQEMU(t *testing.T, answers ...string) *qmpClient {
 	ours, theirs := net.Pipe()
 	q := newQMP(ours)
-	go q.serve()
+	go q.serve(func(Event) {})
 	go func() {
 		fmt.Fprintln(theirs, `{"QMP":{"version":{}}}`)
 		r := bufio.NewScanner(theirs)
@@ -60,7 +60,7 @@ func TestQMPTimesOut(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
 	q := newQMP(ours)
-	go q.serve()
+	go q.serve(func(Event) {})
 	defer ours.Close()
 	go bufio.NewReader(theirs).ReadString('\n') // takes the command and keeps quiet
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -54,10 +54,7 @@ func TestParseKmsg(t *testing.T) {
 }
 
 func TestLine(t *testing.T) {
-	old := time.Local
-	time.Local = time.UTC
-	defer func() { time.Local = old }()
-	e := entry{time: time.Date(2026, 11, 4, 13, 0, 0, 0, time.UTC).UnixMilli(), priority: 30, source: fromSyslog, text: "tag[1]: text"}
+	e := entry{time: time.Date(2026, 11, 4, 13, 0, 0, 0, time.Local).UnixMilli(), priority: 30, source: fromSyslog, text: "tag[1]: text"}
 	if got, want := e.line(), "Wed Nov  4 13:00:00 2026 daemon.info tag[1]: text"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

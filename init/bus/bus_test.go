@@ -1008,7 +1008,7 @@ func (b *testBroker) dialAs(t *testing.T, uid, gid int, groups ...uint32) *Clien
 	}
 	ch := make(chan result)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()               // never unlocked: the thread ends with the goroutine
 		groups = append(groups, uint32(gid)) // so that there is one
 		if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0); e != 0 {
 			ch <- result{nil, e}

@@ -409,7 +409,8 @@ func (f *figures) print() {
 		return
 	}
 	dir := filepath.Join(root, "test-vm", "out")
-	if err := os.MkdirAll(dir, 0o755); err == nil {
+	err = os.MkdirAll(dir, 0o755)
+	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "report.txt"), []byte(text), 0o644)
 	}
 	if err != nil {

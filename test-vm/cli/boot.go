@@ -83,7 +83,7 @@ func (p *program) boot(ctx context.Context, o *options) error {
 		case err := <-off:
 			console.Tee(nil)
 			restore()
-			if errors.Is(err, context.Canceled) {
+			if ctx.Err() != nil { // the person has ended this program
 				return nil
 			}
 			if err == nil {

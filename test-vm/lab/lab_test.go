@@ -260,7 +260,7 @@ func TestLife(t *testing.T) {
 
 func TestDisksBySector(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "probe.img")
-	if err := os.WriteFile(image, probeSector, 0o644); err != nil {
+	if err := os.WriteFile(image, ProbeSector(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, bus := range []Bus{Virtio, IDE, SATA, USB} {
@@ -274,7 +274,7 @@ func TestDisksBySector(t *testing.T) {
 			}
 		})
 	}
-	if data, err := os.ReadFile(image); err != nil || !bytes.Equal(data, probeSector) {
+	if data, err := os.ReadFile(image); err != nil || !bytes.Equal(data, ProbeSector()) {
 		t.Error("the image has been touched")
 	}
 }

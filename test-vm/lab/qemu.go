@@ -160,8 +160,9 @@ func (q *QEMU) Accelerator(ctx context.Context, want string) ([]string, error) {
 	return tcg, nil
 }
 
-// probeSector prints "weft probe" on the first serial port and halts: a boot sector in 16-bit code.
-var probeSector = func() []byte {
+// ProbeSector is the smallest disk that boots: it prints "weft probe" on the first serial port and halts. It is a boot
+// sector in 16-bit code, padded to 1 MiB.
+func ProbeSector() []byte {
 	code := []byte{
 		0x31, 0xc0, // xor ax, ax
 		0x8e, 0xd8, // mov ds, ax
@@ -179,7 +180,7 @@ var probeSector = func() []byte {
 	copy(s, append(code, "weft probe\r\n"...))
 	s[510], s[511] = 0x55, 0xaa
 	return s
-}()
+}
 
 // probeBound is ten times what the probe takes under emulation on a slow machine.
 const probeBound = 20 * time.Second
@@ -247,7 +248,7 @@ func (q *QEMU) probeBoot(ctx context.Context, accel []string) error {
 	}
 	defer os.RemoveAll(dir)
 	disk := filepath.Join(dir, "probe.img")
-	if err := os.WriteFile(disk, probeSector, 0o600); err != nil {
+	if err := os.WriteFile(disk, ProbeSector(), 0o600); err != nil {
 		return fmt.Errorf("probe boot: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, Timeout(probeBound))

@@ -112,8 +112,11 @@ func (s *Supervisor) Exited(id string, run int, x Exit) {
 	s.Post(func(m *Machine, now time.Duration) []Action { return m.Exited(now, id, run, x) })
 }
 
-// Run works until ctx ends.
+// Run works until ctx ends. It may be called again after that.
 func (s *Supervisor) Run(ctx context.Context) {
+	s.mu.Lock()
+	s.ended = false
+	s.mu.Unlock()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	defer func() {

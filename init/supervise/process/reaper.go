@@ -71,6 +71,7 @@ func (r *Reaper) SignalGroup(pid int, sig syscall.Signal) error {
 
 // Run collects children until ctx ends.
 func (r *Reaper) Run(ctx context.Context) {
+	signal.Notify(r.sigchld, syscall.SIGCHLD) // again, if Run is called again after a panic
 	defer signal.Stop(r.sigchld)
 	for {
 		for r.collect() {

@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/init/stage1/kmod"
 )
 
 // failsafeAddress is LEDE's.
@@ -29,6 +32,9 @@ func (b *boot) enterFailsafe() error {
 	if err := unix.Sethostname([]byte(failsafeName)); err != nil {
 		b.say(slog.LevelWarn, "set the host name: %v", err)
 	}
+	if err := loadNetworkDrivers(romDir); err != nil {
+		b.say(slog.LevelWarn, "%v", err)
+	}
 	port, err := failsafeNetwork(firstPort(romDir + "/etc/board.json"))
 	if err != nil {
 		b.say(slog.LevelWarn, "failsafe: no network: %v", err)
@@ -36,6 +42,30 @@ func (b *boot) enterFailsafe() error {
 		b.say(slog.LevelInfo, `failsafe: %s has %s; "mount_root" mounts the overlay`, port, failsafeAddress)
 	}
 	return b.enter(romDir)
+}
+
+// loadNetworkDrivers loads the drivers of what the machine has from the root
+// file system, one after the other in the order of the slots. In other modes
+// package hotplug does that later.
+func loadNetworkDrivers(root string) error {
+	set, err := kmod.Open(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // everything is built in
+	}
+	if err != nil {
+		return err
+	}
+	devices, err := kmod.Devices("/sys")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range set.Drivers(devices) {
+		if set.Has(m) {
+			errs = append(errs, set.Load(m, ""))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // firstPort is the first LAN port that the image's board.json names, eth0

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -270,27 +269,14 @@ func (b *boot) reach(ctx context.Context) error {
 	}
 	b.mark("rom")
 
-	drivers := make(chan error, 1)
-	go func() {
-		<-b.loaded
-		drivers <- b.guard("loading drivers", func() error { return loadAllDrivers(romDir) })
-		b.mark("drivers")
-	}()
-	driversDone := func() {
-		if err := <-drivers; err != nil {
-			b.say(slog.LevelWarn, "%v", err)
-		}
-	}
 	if b.failsafe() {
-		driversDone()
+		<-b.loaded
 		return b.enterFailsafe()
 	}
-	err = b.checkAgain(ctx, spec, events)
-	if err == nil {
-		err = b.makeRoot(ctx)
+	if err := b.checkAgain(ctx, spec, events); err != nil {
+		return err
 	}
-	driversDone()
-	if err != nil {
+	if err := b.makeRoot(ctx); err != nil {
 		return err
 	}
 	return b.enter(newRoot)
@@ -397,39 +383,6 @@ func mountRom(device string) error {
 		return fmt.Errorf("mount the root file system on %s: %w", device, err)
 	}
 	return nil
-}
-
-// loadAllDrivers loads the drivers in the root file system for what the
-// machine has, one after the other and in the order of their slots, so that
-// eth0 is the same port at every boot.
-func loadAllDrivers(root string) error {
-	set, err := kmod.Open(root)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var errs []error
-	tried := map[string]bool{}
-	for {
-		devices, err := kmod.Devices("/sys")
-		if err != nil {
-			return err
-		}
-		fresh := false
-		for _, m := range set.Drivers(devices) {
-			if !tried[m] && set.Has(m) {
-				tried[m], fresh = true, true
-				errs = append(errs, set.Load(m, ""))
-			}
-		}
-		if !fresh {
-			break
-		}
-	}
-	list, err := kmod.List(filepath.Join(root, "etc/modules-boot.d"))
-	return errors.Join(append(errs, err, set.LoadAll(list))...)
 }
 
 // makeRoot puts squashfs and overlay together at newRoot and restores a saved

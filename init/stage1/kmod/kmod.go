@@ -176,11 +176,11 @@ func (s *Set) Load(name, params string) error {
 	return s.errs[name]
 }
 
-// LoadAll loads the lines of a list in LEDE's form ("name parameters"), as many
-// at once as there are processors, and returns what went wrong with each.
+// LoadAll loads the lines of a list in LEDE's form ("name parameters"), several
+// at once, and returns what went wrong with each.
 func (s *Set) LoadAll(lines []string) error {
 	var g errgroup.Group
-	g.SetLimit(max(runtime.NumCPU(), 2))
+	g.SetLimit(2 * runtime.NumCPU()) // some drivers sleep while they probe
 	errs := make([]error, len(lines))
 	for i, line := range lines {
 		g.Go(func() error {

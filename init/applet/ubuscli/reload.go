@@ -135,11 +135,15 @@ func (r *reload) tell(ctx context.Context, changed []string, old, now map[string
 }
 
 // hash is the MD5 of the package in the form of `uci show`. A package with bad
-// lines is hashed by what could be read; one that cannot be read at all by "".
+// lines is hashed by what could be read, with an error; one that cannot be read
+// at all by zeros.
 func (r *reload) hash(name string) (string, error) {
 	p, err := r.tree.Load(name)
 	if p == nil {
 		return strings.Repeat("0", 2*md5.Size), err
+	}
+	if err != nil {
+		err = fmt.Errorf("configuration %s: %w", name, err)
 	}
 	h := md5.New()
 	index := map[string]int{}
@@ -161,7 +165,7 @@ func (r *reload) hash(name string) (string, error) {
 			io.WriteString(h, "\n")
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil)), err
 }
 
 // readHashes reads md5sum's format: hash, two blanks, path.

@@ -111,6 +111,7 @@ func (i *Initramfs) archive(w io.Writer) error {
 // Entry is one file of an initramfs, as List reads it.
 type Entry struct {
 	Name string
+	Mode uint64 // type and permissions, as in st_mode
 	Size int64
 	Data func() ([]byte, error)
 }
@@ -142,7 +143,7 @@ func List(r io.Reader) ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the initramfs: %w", err)
 		}
-		out = append(out, Entry{Name: rec.Name, Size: int64(rec.FileSize), Data: func() ([]byte, error) {
+		out = append(out, Entry{Name: rec.Name, Mode: rec.Mode, Size: int64(rec.FileSize), Data: func() ([]byte, error) {
 			b := make([]byte, rec.FileSize)
 			_, err := rec.ReadAt(b, 0)
 			if errors.Is(err, io.EOF) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -302,4 +303,46 @@ func TestFAT(t *testing.T) {
 	if !bytes.Equal(made[0][54:59], []byte("FAT16")) || !bytes.EqualFold(made[0][43:49], []byte("kernel")) {
 		t.Errorf("type and label: %q %q", made[0][54:62], made[0][43:54])
 	}
+}
+
+// TestRead reads back what was written.
+func TestRead(t *testing.T) {
+	for _, table := range []boards.Table{boards.MBR, boards.GPT} {
+		im, b := testImage(t, table)
+		got, err := Read(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(*got, im.Layout) {
+			t.Errorf("%s: read %+v, wrote %+v", table, *got, im.Layout)
+		}
+	}
+	_, b := testImage(t, boards.GPT)
+	b[2*SectorSize+40] ^= 1
+	if _, err := Read(bytes.NewReader(b)); !errors.Is(err, ErrNoTable) {
+		t.Errorf("a damaged GPT: %v", err)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	im := Image{Layout: NewLayout(boards.GPT, boards.Partitions{AlignKiB: 1, Boot: 1, Rootfs: 1, Data: 1}), IDs: DeriveIDs(1, "")}
+	var b bytes.Buffer
+	if _, err := im.WriteTo(&b); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes()[:gptFirstUsable*SectorSize])
+	f.Add(bootSector(NewLayout(boards.MBR, stock), IDs{}, nil))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		l, err := Read(bytes.NewReader(data))
+		if err != nil && !errors.Is(err, ErrNoTable) {
+			t.Errorf("untyped error %v", err)
+		}
+		if err == nil {
+			for _, p := range l.Partitions {
+				if p.Sectors <= 0 || p.Start < 0 {
+					t.Errorf("partition %+v", p)
+				}
+			}
+		}
+	})
 }

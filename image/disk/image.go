@@ -43,7 +43,7 @@ func (im *Image) write(c *counter) error {
 	code, core := im.BootCode, im.Core
 	if len(core) > 0 {
 		var err error
-		if code, core, err = embed(code, core, coreStart); err != nil {
+		if code, core, err = placeCore(code, core, coreStart); err != nil {
 			return err
 		}
 		if int64(len(core)) > room*SectorSize {
@@ -96,9 +96,9 @@ const (
 	nopNop           = 0x9090
 )
 
-// embed returns copies of boot.img and core.img set up for a core that lies in
+// placeCore returns copies of boot.img and core.img set up for a core that lies in
 // one piece at the given sector, as grub-bios-setup does it.
-func embed(code, core []byte, start int64) (newCode, newCore []byte, err error) {
+func placeCore(code, core []byte, start int64) (newCode, newCore []byte, err error) {
 	if len(code) != SectorSize || binary.LittleEndian.Uint16(code) != bootMagic {
 		return nil, nil, fmt.Errorf("GRUB boot.img has %d bytes and starts % x: want one sector that starts eb 63", len(code), code[:min(2, len(code))])
 	}

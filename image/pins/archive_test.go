@@ -108,7 +108,21 @@ func (d testDeb) data(t testing.TB) []byte {
 	)
 }
 
+// packed remembers what was compressed: archives have much in common.
+var packed sync.Map
+
 func compressed(t testing.TB, ext string, data []byte) []byte {
+	t.Helper()
+	key := ext + sumOf(data)
+	if b, ok := packed.Load(key); ok {
+		return bytes.Clone(b.([]byte))
+	}
+	b := compress(t, ext, data)
+	packed.Store(key, bytes.Clone(b))
+	return b
+}
+
+func compress(t testing.TB, ext string, data []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	var err error
@@ -166,8 +180,7 @@ type archive struct {
 	files    map[string][]byte // by path from the server's root: debian/… or debian-security/…
 	suites   map[string][]testDeb
 	requests []*http.Request
-	// hook may answer a request in the archive's place.
-	hook func(w http.ResponseWriter, r *http.Request) bool
+	hook     func(w http.ResponseWriter, r *http.Request) bool
 }
 
 // newArchive makes an archive whose three suites are empty.
@@ -194,6 +207,13 @@ func (a *archive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	http.ServeContent(w, r, "", testTime, bytes.NewReader(data))
+}
+
+// answerBy lets hook answer requests; where it says false, the archive does.
+func (a *archive) answerBy(hook func(w http.ResponseWriter, r *http.Request) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.hook = hook
 }
 
 // count tells how many requests there were for paths that contain part.

@@ -192,7 +192,7 @@ func debData(file io.ReaderAt, size int64) (name string, data *io.SectionReader,
 func decompress(ctx context.Context, name string, data io.Reader, tool *Tool) (r io.Reader, closeData func(done bool) error, err error) {
 	nothing := func(bool) error { return nil }
 	switch path.Ext(name) {
-	case ".tar":
+	case ".tar", "":
 		return data, nothing, nil
 	case ".gz":
 		z, err := gzip.NewReader(bufio.NewReaderSize(data, copyBuffer))

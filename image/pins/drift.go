@@ -14,14 +14,28 @@ import (
 // drift puts the newest versions of the same release in the place of packages
 // that have left the mirrors, together with the others of the same source
 // package, which must be of one version. The signed index vouches for them.
-func (s *Store) drift(ctx context.Context, gone []Package) error {
+func (s *Store) drift(ctx context.Context, gone []goneError) error {
+	unlock, err := s.drifting.lock(ctx, "")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	gone = slices.DeleteFunc(gone, func(g goneError) bool { // another goroutine may have been here
+		now, ok := s.Package(g.pkg.ID())
+		return ok && now.SHA256 != g.pkg.SHA256
+	})
+	if len(gone) == 0 {
+		return nil
+	}
 	names := make([]string, len(gone))
-	for i, p := range gone {
-		names[i] = p.String()
+	var errs []error
+	for i, g := range gone {
+		names[i] = g.pkg.String()
+		errs = append(errs, g.err)
 	}
 	if s.strict {
-		return fmt.Errorf("fetch %s: %w, the snapshot archive does not have it either, and strict pins forbid a newer version: run %q, or build without PINS=strict",
-			strings.Join(names, ", "), ErrGone, updateHint)
+		return fmt.Errorf("%w\nStrict pins forbid a newer version in the place of %s: run %q, or build without PINS=strict",
+			errors.Join(errs...), strings.Join(names, ", "), updateHint)
 	}
 	x, err := s.loadIndex(ctx, &s.lock.request, s.lock.Lock.Architectures, s.lock.Lock.Suites)
 	if err != nil {
@@ -32,7 +46,7 @@ func (s *Store) drift(ctx context.Context, gone []Package) error {
 		_ = json.Unmarshal(text, &record) // an unreadable record is written anew
 	}
 	for _, was := range s.lock.Lock.Packages {
-		affected := slices.ContainsFunc(gone, func(g Package) bool { return g.Source == was.Source })
+		affected := slices.ContainsFunc(gone, func(g goneError) bool { return g.pkg.Source == was.Source })
 		if !affected {
 			continue
 		}
@@ -41,7 +55,7 @@ func (s *Store) drift(ctx context.Context, gone []Package) error {
 			return fmt.Errorf("fetch %s: %w: %w: run %q", was, ErrGone, err, updateHint)
 		}
 		if now.SHA256 == was.SHA256 {
-			if slices.ContainsFunc(gone, func(g Package) bool { return g.SHA256 == was.SHA256 }) {
+			if slices.ContainsFunc(gone, func(g goneError) bool { return g.pkg.SHA256 == was.SHA256 }) {
 				return noMirrorHas(was)
 			}
 			continue

@@ -51,9 +51,15 @@ func (s *Store) Fetch(ctx context.Context, packages ...string) error {
 		return err
 	}
 	if len(gone) > 0 {
-		return noMirrorHas(gone[0])
+		return noMirrorHas(gone[0].pkg)
 	}
 	return nil
+}
+
+// goneError is a package that has left the mirrors, and what they said.
+type goneError struct {
+	pkg Package
+	err error
 }
 
 // lookupAll looks names up, each package once.
@@ -75,7 +81,7 @@ func (s *Store) lookupAll(names []string) ([]Package, error) {
 
 // fetchAll downloads what is missing of list; gone are those that no mirror has
 // any more.
-func (s *Store) fetchAll(ctx context.Context, list []Package) (gone []Package, err error) {
+func (s *Store) fetchAll(ctx context.Context, list []Package) (gone []goneError, err error) {
 	var missing []Package
 	for _, p := range list {
 		if !s.haveDeb(p) && !exists(s.treePath(p)) {
@@ -103,7 +109,7 @@ func (s *Store) fetchAll(ctx context.Context, list []Package) (gone []Package, e
 			bar.finish(err)
 			if errors.Is(err, ErrGone) {
 				mu.Lock()
-				gone = append(gone, p)
+				gone = append(gone, goneError{p, err})
 				mu.Unlock()
 				return nil
 			}

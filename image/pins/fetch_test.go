@@ -94,7 +94,7 @@ func TestFetchUnknown(t *testing.T) {
 // cutter breaks the connection after so many bytes of the first answers.
 func cutter(a *archive, part string, after, times int) {
 	n := 0
-	a.hook = func(w http.ResponseWriter, r *http.Request) bool {
+	a.answerBy(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, part) {
 			return false
 		}
@@ -117,7 +117,7 @@ func cutter(a *archive, part string, after, times int) {
 			a.t.Error(err)
 		}
 		panic(http.ErrAbortHandler)
-	}
+	})
 }
 
 func TestFetchResumes(t *testing.T) {
@@ -164,13 +164,13 @@ func TestFetchWithoutRanges(t *testing.T) {
 	s := a.locked(t, a.options(t), helloRequest)
 	cutter(a, "/hello_", 100_000, 1)
 	cut := a.hook
-	a.hook = func(w http.ResponseWriter, r *http.Request) bool {
+	a.answerBy(func(w http.ResponseWriter, r *http.Request) bool {
 		if cut(w, r) {
 			return true
 		}
 		r.Header.Del("Range") // an old proxy: 200 and all of it
 		return false
-	}
+	})
 	if err := s.Fetch(t.Context(), "hello"); err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestFetchWrongContent(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, chunked %t", name, chunked), func(t *testing.T) {
 				a := newArchive(t).add(hello())
 				s := a.locked(t, a.options(t), helloRequest)
-				a.hook = func(w http.ResponseWriter, r *http.Request) bool {
+				a.answerBy(func(w http.ResponseWriter, r *http.Request) bool {
 					a.mu.Lock()
 					data, ok := a.files[strings.TrimPrefix(r.URL.Path, "/")]
 					a.mu.Unlock()
@@ -218,7 +218,7 @@ func TestFetchWrongContent(t *testing.T) {
 					}
 					_, _ = io.Copy(w, bytes.NewReader(data))
 					return true
-				}
+				})
 				err := s.Fetch(t.Context(), "hello")
 				if name == "shorter" && chunked || name == "a page" && chunked { // it looks like a broken connection
 					if err == nil {
@@ -262,13 +262,13 @@ func TestFetchServerError(t *testing.T) {
 	a := newArchive(t).add(hello())
 	s := a.locked(t, a.options(t), helloRequest)
 	n := 0
-	a.hook = func(w http.ResponseWriter, _ *http.Request) bool {
+	a.answerBy(func(w http.ResponseWriter, _ *http.Request) bool {
 		if n++; n < 3 {
 			http.Error(w, "busy", http.StatusServiceUnavailable)
 			return true
 		}
 		return false
-	}
+	})
 	if err := s.Fetch(t.Context(), "hello"); err != nil {
 		t.Errorf("a mirror that is busy for a while: %v", err)
 	}
@@ -295,12 +295,12 @@ func TestFetchCancelled(t *testing.T) {
 	s := a.locked(t, a.options(t), helloRequest)
 	ctx, cancel := context.WithCancel(t.Context())
 	released := make(chan struct{})
-	a.hook = func(_ http.ResponseWriter, r *http.Request) bool {
+	a.answerBy(func(_ http.ResponseWriter, r *http.Request) bool {
 		cancel()
 		<-r.Context().Done()
 		close(released)
 		return true
-	}
+	})
 	if err := s.Fetch(ctx, "hello"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
@@ -367,10 +367,10 @@ func TestTwoProcesses(t *testing.T) {
 	// The first request is held back until the other process has started, too.
 	var once sync.Once
 	ready := make(chan struct{})
-	a.hook = func(http.ResponseWriter, *http.Request) bool {
+	a.answerBy(func(http.ResponseWriter, *http.Request) bool {
 		once.Do(func() { <-ready })
 		return false
-	}
+	})
 	var out [3]bytes.Buffer
 	var cmds []*exec.Cmd
 	for i := range out {

@@ -392,42 +392,50 @@ func (s *Store) inReleaseFrom(ctx context.Context, base, suite, locked string, k
 }
 
 // packagesFile fetches a Packages file and checks it against the signed sums.
+// base is the suite's folder on the mirror that the sums are from; where that
+// mirror does not have the file, the others may: its name there is its hash.
 func (s *Store) packagesFile(ctx context.Context, rel *release, base, suite, comp, arch string) (name string, data []byte, err error) {
-	var sum fileSum
-	for _, ext := range []string{".xz", ".gz", ""} {
-		name = comp + "/binary-" + arch + "/Packages" + ext
-		var ok bool
-		if sum, ok = rel.sums[name]; ok {
-			break
+	bases := []string{base}
+	for _, mirror := range s.mirrors()[archiveOf(suite)] {
+		u, err := url.JoinPath(mirror, "dists", suite)
+		if err == nil && !slices.Contains(bases, u) {
+			bases = append(bases, u)
 		}
-		name = ""
 	}
-	if name == "" {
+	dir := comp + "/binary-" + arch + "/"
+	var errs []error
+	for _, name := range []string{dir + "Packages.xz", dir + "Packages.gz", dir + "Packages"} {
+		sum, ok := rel.sums[name]
+		if !ok {
+			continue
+		}
+		if sum.size > maxPackagesZ {
+			return "", nil, fmt.Errorf("suite %s: %s of %d bytes is larger than the %d that are read", suite, name, sum.size, maxPackagesZ)
+		}
+		for _, base := range bases {
+			urls := []string{base + "/" + name}
+			if rel.byHash {
+				urls = slices.Insert(urls, 0, base+"/"+dir+"by-hash/SHA256/"+sum.sha256)
+			}
+			for _, u := range urls {
+				data, err := s.small(ctx, u, sum.size)
+				if err == nil {
+					if got := sha256.Sum256(data); hex.EncodeToString(got[:]) == sum.sha256 {
+						return name, data, nil
+					}
+					err = fmt.Errorf("%s: %w: the signed index says %s", u, ErrHash, sum.sha256)
+				}
+				if ctx.Err() != nil {
+					return "", nil, ctx.Err()
+				}
+				errs = append(errs, err)
+			}
+		}
+	}
+	if len(errs) == 0 {
 		return "", nil, fmt.Errorf("suite %s has no component %s for %s", suite, comp, arch)
 	}
-	if sum.size > maxPackagesZ {
-		return "", nil, fmt.Errorf("suite %s: %s of %d bytes is larger than the %d that are read", suite, name, sum.size, maxPackagesZ)
-	}
-	if filepath.Ext(name) == "" {
-		name += ".tar" // uncompressed, in the words of decompress
-	}
-	plain := strings.TrimSuffix(name, ".tar")
-	urls := []string{base + "/" + plain}
-	if rel.byHash {
-		urls = slices.Insert(urls, 0, base+"/"+comp+"/binary-"+arch+"/by-hash/SHA256/"+sum.sha256)
-	}
-	var errs []error
-	for _, u := range urls {
-		data, err := s.small(ctx, u, sum.size)
-		if err == nil {
-			if got := sha256.Sum256(data); hex.EncodeToString(got[:]) == sum.sha256 {
-				return name, data, nil
-			}
-			err = fmt.Errorf("%s: %w: the signed index says %s", u, ErrHash, sum.sha256)
-		}
-		errs = append(errs, err)
-	}
-	return "", nil, fmt.Errorf("read the package index of suite %s: %w", suite, errors.Join(errs...))
+	return "", nil, fmt.Errorf("read the package index of suite %s: no mirror has what the signed InRelease names: it is being updated: try again in some minutes, or set WEFT_MIRROR to another one: %w", suite, errors.Join(errs...))
 }
 
 // readFileIfThere reads a file, nothing if it does not exist.

@@ -130,10 +130,10 @@ func TestUpdateRefusesBadIndex(t *testing.T) {
 		}, nil, "by-hash"},
 		{"no index", func(a *archive) { delete(a.files, "debian-security/dists/trixie-security/InRelease") }, nil, "404"},
 		{"a portal", func(a *archive) {
-			a.hook = func(w http.ResponseWriter, _ *http.Request) bool {
+			a.answerBy(func(w http.ResponseWriter, _ *http.Request) bool {
 				fmt.Fprint(w, "<html>Please log in</html>")
 				return true
-			}
+			})
 		}, ErrSignature, "portal"},
 	}
 	for _, tt := range tests {
@@ -217,5 +217,27 @@ func TestVersionOrder(t *testing.T) {
 				t.Errorf("Compare(%s, %s) = %d", order[i], order[j], got)
 			}
 		}
+	}
+}
+
+func TestPackagesFromAnotherMirror(t *testing.T) {
+	a := newArchive(t).add(hello())
+	behind := newArchive(t) // its InRelease is ahead of its Packages
+	for name, data := range a.files {
+		if strings.HasSuffix(name, "InRelease") {
+			behind.files[name] = data
+		}
+	}
+	o := a.options(t)
+	o.testMirrors = map[string][]string{
+		mainArchive:     {behind.server.URL + "/debian", a.server.URL + "/debian"},
+		securityArchive: {a.server.URL + "/debian-security"},
+	}
+	s := a.locked(t, o, helloRequest)
+	if _, ok := s.Package("hello"); !ok {
+		t.Error("hello is not in the lock")
+	}
+	if n := behind.count("/by-hash/"); n == 0 {
+		t.Error("the first mirror was not asked")
 	}
 }

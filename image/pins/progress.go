@@ -45,7 +45,7 @@ func newProgress(out io.Writer, list []Package) *progress {
 	}
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("CI") == "" {
 		p.bars = mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh())
-		p.total = p.addBar(fmt.Sprintf("%d packages", len(list)), sum, mpb.BarPriority(1<<20))
+		p.total = p.addBar(packages(len(list)), sum, mpb.BarPriority(1<<20))
 		return p
 	}
 	return p
@@ -111,10 +111,17 @@ func (p *progress) wait() {
 	}
 	if p.out != nil && p.count > 0 {
 		d := time.Since(p.begin)
-		fmt.Fprintf(p.out, "fetched %d packages, %s in %s\n", p.count, mebibytes(p.bytes), seconds(d))
+		fmt.Fprintf(p.out, "fetched %s, %s in %s\n", packages(p.count), mebibytes(p.bytes), seconds(d))
 	}
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+
+func packages(n int) string {
+	if n == 1 {
+		return "1 package"
+	}
+	return fmt.Sprintf("%d packages", n)
+}

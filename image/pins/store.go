@@ -79,9 +79,10 @@ type Store struct {
 	mirrors  func() map[string][]string
 	client   *http.Client
 	hosts    deadHosts
-	busy     keyedLock // tool trees being made
-	fetching keyedLock
-	trees    keyedLock
+	fetching keyedLock // by the package's hash
+	trees    keyedLock // by the package's hash
+	busy     keyedLock // by the tool's folder
+	drifting keyedLock
 
 	mu      sync.Mutex
 	byID    map[string]Package // what is used: the locked package or the one in its place
@@ -144,6 +145,9 @@ func newStore(o Options) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("find the cache folder: %w", err)
+	}
+	if strings.ContainsAny(dir, ":;") {
+		return nil, fmt.Errorf("the cache folder %s: a loader's library path cannot hold %q: set WEFT_CACHE to another folder", dir, ":;")
 	}
 	s := &Store{
 		dir:      dir,

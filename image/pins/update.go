@@ -280,7 +280,7 @@ func (r *resolver) fetch(ctx context.Context, list ...Package) error {
 		return err
 	}
 	if len(gone) > 0 {
-		return noMirrorHas(gone[0])
+		return noMirrorHas(gone[0].pkg)
 	}
 	return nil
 }

@@ -476,6 +476,10 @@ func TestOpenCache(t *testing.T) {
 	if s.Dir() != filepath.Join(dir, "named") {
 		t.Errorf("WEFT_CACHE: got %s", s.Dir())
 	}
+	t.Setenv("WEFT_CACHE", filepath.Join(dir, "a:b"))
+	if _, err := Open(Options{}); err == nil || !strings.Contains(fmt.Sprint(err), "WEFT_CACHE") {
+		t.Errorf("a folder that no library path can hold: got %v", err)
+	}
 	t.Setenv("WEFT_CACHE", "")
 	t.Setenv("XDG_CACHE_HOME", dir)
 	if s, err = Open(Options{}); err != nil || s.Dir() != filepath.Join(dir, "weft") {

@@ -189,7 +189,9 @@ func tellServices(ctx context.Context, client *bus.Client, log *slog.Logger, pkg
 			{Name: "data", Value: bus.Table{{Name: "package", Value: p}}},
 		})
 		cancel()
-		if err != nil {
+		if errors.Is(err, bus.StatusNotFound) {
+			log.Debug("no supervisor on the bus to tell of a configuration change", "package", p)
+		} else if err != nil {
 			log.Warn("services were not told of a configuration change", "package", p, "error", err)
 		}
 	}

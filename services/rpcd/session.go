@@ -95,7 +95,7 @@ func (ses *session) values(keys []string) bus.Table {
 func (ses *session) dump() bus.Table {
 	left := 0
 	if ses.timeout > 0 {
-		left = max(0, int(time.Until(ses.expires)/time.Second))
+		left = max(0, int((time.Until(ses.expires)+time.Second-1)/time.Second)) // begun seconds count
 	}
 	return bus.Table{
 		{Name: sidArg, Value: ses.id}, {Name: "timeout", Value: ses.timeout}, {Name: "expires", Value: left},

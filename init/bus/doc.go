@@ -33,7 +33,6 @@
 // caller whose callee dies gets StatusConnectionFailed at once rather than a
 // time-out.
 //
-// What it does not do: notifications that wait for the subscribers' verdicts
-// (Published.Notify never waits; C programs may), and floating-point, 64-bit or
-// boolean arguments beyond what blobmsg itself carries.
+// What it does not do: a notification of our own that waits for the subscribers'
+// verdicts. Published.Notify never waits; C programs on this broker may.
 package bus

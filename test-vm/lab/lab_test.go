@@ -1,16 +1,20 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -47,9 +51,78 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	code := m.Run()
+	var code int
+	if os.Getenv("LAB_TEST_ABANDON") == "" {
+		code = m.Run()
+	} else {
+		code = abandon()
+	}
 	os.RemoveAll(tempDir)
 	os.Exit(code)
+}
+
+// abandon starts a machine, tells QEMU's number, waits for its stdin to end and ends without closing the machine.
+func abandon() int {
+	ctx := context.Background()
+	m, err := New(ctx, Config{Dir: tempDir, Disks: []Disk{{Size: 1 << 20}}})
+	if err == nil {
+		err = m.Start(ctx)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(m.run.cmd.Process.Pid)
+	io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// TestNothingSurvives: QEMU dies with the program that started it, however that ends.
+func TestNothingSurvives(t *testing.T) {
+	self := exec.Command(os.Args[0])
+	self.Env = append(os.Environ(), "LAB_TEST_ABANDON=1")
+	stdin, err := self.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := self.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := self.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatalf("no number of QEMU but %q", line)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	ready := func(ms int) bool { // the process has ended
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms)
+			if !errors.Is(err, unix.EINTR) {
+				return n == 1
+			}
+		}
+	}
+	if ready(0) {
+		t.Fatal("QEMU does not run")
+	}
+	stdin.Close()
+	if err := self.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if !ready(30000) {
+		t.Errorf("QEMU %d has outlived the program that started it", pid)
+	}
 }
 
 // boot starts the bare system and waits until it has printed.

@@ -430,6 +430,12 @@ func (p *pid1) logNotice(n supervise.Notice) {
 	case supervise.InstanceRespawn:
 		p.log.Warn("service ended, it will be started again", append(attrs, "delay", n.Delay.String(), "crashes", n.Crashes)...)
 	case supervise.InstanceFail:
+		if n.Exit == nil { // its definition is wrong
+			if u := p.natives[n.ID]; u == nil || u.Err == nil { // a wrong unit file was named already
+				p.log.Error("service cannot start", attrs...)
+			}
+			return
+		}
 		p.log.Error("service is in a crash loop", append(attrs, "delay", n.Delay.String(), "crashes", n.Crashes)...)
 	case supervise.InstanceHealth:
 		p.log.Error("service health changed", append(attrs, "health", string(n.Health))...)
@@ -505,6 +511,9 @@ type logWriter struct{ p *pid1 }
 
 const facilityDaemon = 3
 
+// consoleWidth cuts log lines on the console: a stack trace is for the log.
+const consoleWidth = 240
+
 func (w *logWriter) Write(b []byte) (int, error) {
 	sev, text := process.SevInfo, strings.TrimSuffix(string(b), "\n")
 	if len(text) > 3 && text[0] == '<' && text[2] == '>' {
@@ -518,6 +527,9 @@ func (w *logWriter) Write(b []byte) (int, error) {
 		word := "warning"
 		if sev <= process.SevErr {
 			word = "error"
+		}
+		if len(text) > consoleWidth {
+			text = text[:consoleWidth] + "..."
 		}
 		w.p.con.print("%s: %s", word, text)
 	}

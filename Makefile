@@ -37,7 +37,7 @@ manifest: ## list what an image would contain, as "name - version"
 
 host: ## the device binary for this machine, one link per applet and service, in bin/host/
 	@mkdir -p bin/host && CGO_ENABLED=0 $(GO) build -trimpath -o bin/host/weft ./init
-	@sed -nE 's/^(\/[^ ]*)( +host)?$$/\1/p' init/applets.txt | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
+	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
 test: lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests

@@ -15,7 +15,7 @@ import (
 
 	"weft/init/bus"
 	"weft/init/uci"
-	"weft/services/rpcd/internal/crypt"
+	"weft/init/crypt"
 )
 
 const (

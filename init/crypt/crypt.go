@@ -1,18 +1,23 @@
 // Package crypt checks passwords against the hashes of crypt(3) that are found in
 // /etc/shadow and /etc/config/rpcd of LEDE devices: $1$ (MD5, FreeBSD), $5$ and
 // $6$ (SHA-256 and SHA-512, Ulrich Drepper, "Unix crypt using SHA-256 and
-// SHA-512"). It makes no new hashes; DES, bcrypt and yescrypt are not supported.
+// SHA-512"). New hashes are $6$. DES, bcrypt and yescrypt are not supported.
 package crypt
 
 import (
 	"crypto/md5"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
+	"errors"
 	"hash"
 	"strconv"
 	"strings"
 )
+
+// ErrPassword is a password that crypt(3) cannot hash.
+var ErrPassword = errors.New("a password has at most 511 bytes and no NUL byte")
 
 const (
 	// maxPassword is crypt(3)'s limit of a password (CRYPT_MAX_PASSPHRASE_SIZE).
@@ -22,10 +27,29 @@ const (
 	defaultRounds, minRounds, maxRounds = 5000, 1000, 5_000_000
 )
 
+// Hash makes a new hash of the password: SHA-512, the usual 5000 rounds and a
+// random salt of 96 bits. The error is ErrPassword.
+func Hash(password string) (string, error) {
+	if !possible(password) {
+		return "", ErrPassword
+	}
+	var random [16]byte
+	rand.Read(random[:]) // never fails (crypto/rand)
+	salt := make([]byte, len(random))
+	for i, b := range random {
+		salt[i] = digits[b&63]
+	}
+	return "$6$" + string(salt) + "$" + shaCrypt(sha512.New, password, string(salt), defaultRounds, order512()), nil
+}
+
+func possible(password string) bool {
+	return len(password) <= maxPassword && strings.IndexByte(password, 0) < 0
+}
+
 // Verify says whether password has the given hash. A hash of a kind that is not
 // known, or damaged, fits no password.
 func Verify(hash, password string) bool {
-	if len(password) > maxPassword || strings.IndexByte(password, 0) >= 0 {
+	if !possible(password) {
 		return false
 	}
 	parts := strings.SplitN(hash, "$", 4)

@@ -1,6 +1,7 @@
 package crypt
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -39,6 +40,30 @@ func TestVerify(t *testing.T) {
 	}
 	if Verify("$1$abcdefgh$M55TzYaaccxVGbptZWaxX/", strings.Repeat("x", 1000)) {
 		t.Error("overlong password fits")
+	}
+}
+
+func TestHash(t *testing.T) {
+	for _, password := range []string{"", "geheim", strings.Repeat("ü", 255)} {
+		a, err := Hash(password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Hash(password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a == b {
+			t.Errorf("twice the same salt: %s", a)
+		}
+		if !strings.HasPrefix(a, "$6$") || len(a) != 3+16+1+86 || !Verify(a, password) || Verify(a, password+"x") {
+			t.Errorf("%.20q gives %s", password, a)
+		}
+	}
+	for _, password := range []string{"a\x00b", strings.Repeat("x", 512)} {
+		if h, err := Hash(password); !errors.Is(err, ErrPassword) {
+			t.Errorf("%.20q gives %q, %v", password, h, err)
+		}
 	}
 }
 

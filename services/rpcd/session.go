@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"weft/init/bus"
-	"weft/init/uci"
 	"weft/init/crypt"
+	"weft/init/uci"
 )
 
 const (

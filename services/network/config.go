@@ -314,7 +314,7 @@ func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 // link finds out which device an interface uses.
 func (c *Config) link(i *Interface, r *reader) {
 	option := "device"
-	if r.s.Option(option) == nil {
+	if r.s.Option(option) == nil && r.s.Option("ifname") != nil {
 		option = "ifname" // until 19.07
 	}
 	names := r.s.List(option)

@@ -47,8 +47,9 @@ type dhcpClient struct {
 
 const (
 	// firstWait is the time for an answer to the first DISCOVER. RFC 2131
-	// says 4 s; LEDE's client has 3 s.
-	firstWait = 3 * time.Second
+	// advises 4 s, of 1997's networks; the first packet after a link came up
+	// is often lost, and then that is how much later the device is online.
+	firstWait = time.Second
 	// maxWait is the ceiling of the doubling after that.
 	maxWait = 60 * time.Second
 	// minRetry is the shortest time between two tries to renew (RFC 2131,

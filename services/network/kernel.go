@@ -215,13 +215,15 @@ func (k *kernel) release(l netlink.Link) {
 	var errs []error
 	if k.claimed[a.Name].port {
 		errs = append(errs, k.h.LinkSetNoMaster(l))
-		k.sysctl("ipv6", a.Name, "disable_ipv6", "0")
 	}
 	if _, err := k.address(l, &plan{}); err != nil {
 		errs = append(errs, err)
 	}
 	if a.Flags&net.FlagLoopback == 0 {
 		errs = append(errs, k.h.LinkSetDown(l))
+	}
+	if k.claimed[a.Name].port {
+		k.sysctl("ipv6", a.Name, "disable_ipv6", "0")
 	}
 	if err := errors.Join(errs...); err != nil && !errors.Is(err, syscall.ENODEV) {
 		k.log.Warn("link was not given back completely", "device", a.Name, "error", err)

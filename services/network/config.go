@@ -445,16 +445,6 @@ func (c *Config) find(name string) *Interface {
 	return nil
 }
 
-// bridge returns the bridge of that name.
-func (c *Config) bridge(name string) *Device {
-	for _, d := range c.Devices {
-		if d.Bridge && d.Name == name {
-			return d
-		}
-	}
-	return nil
-}
-
 // resolve follows `@name` to the device; empty if it leads nowhere.
 func (c *Config) resolve(i *Interface) string {
 	for range c.Interfaces {

@@ -73,6 +73,8 @@ type Problem struct {
 	Option   string // empty if the section as a whole is meant
 	Value    string
 	Expected string
+	// Later means that this is no mistake, but more than this version can do.
+	Later bool
 }
 
 func (p Problem) Error() string {
@@ -100,7 +102,7 @@ func parseConfig(p *uci.Package, hostname string) *Config {
 		case "globals":
 			// Only values of protocols to come: ULA prefix, DUID.
 		default:
-			c.Problems = append(c.Problems, Problem{Section: s.Name, Expected: "sections of type " + s.Type + " have no effect in this version"})
+			c.Problems = append(c.Problems, Problem{Section: s.Name, Expected: "sections of type " + s.Type + " have no effect in this version", Later: true})
 		}
 	}
 	return c
@@ -113,7 +115,12 @@ type reader struct {
 }
 
 func (r *reader) bad(option, value, expected string) {
-	r.problems = append(r.problems, Problem{r.s.Name, option, value, expected})
+	r.problems = append(r.problems, Problem{Section: r.s.Name, Option: option, Value: value, Expected: expected})
+}
+
+// later notes what is not available yet.
+func (r *reader) later(option, value, expected string) {
+	r.problems = append(r.problems, Problem{r.s.Name, option, value, expected + "; others are not available in this version", true})
 }
 
 func (r *reader) number(option string, def, low, high int) int {
@@ -242,7 +249,7 @@ func (c *Config) device(s *uci.Section) *Device {
 		}
 		d.Ports = r.ports(option)
 	default:
-		r.bad("type", t, "bridge; other types have no effect in this version")
+		r.later("type", t, "bridge")
 	}
 	for _, other := range c.Devices {
 		if other.Name == d.Name && d.Name != "" {
@@ -282,15 +289,13 @@ func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 	// Protocols differ in whether they can do something without a carrier.
 	i.ForceLink = r.bool("force_link", i.Proto == "static")
 	if !slices.Contains(protocols, i.Proto) {
-		r.bad("proto", i.Proto, "one of "+strings.Join(protocols, ", ")+"; others are not available in this version")
+		r.later("proto", i.Proto, "one of "+strings.Join(protocols, ", "))
 	}
-	for _, option := range []string{"dns"} {
-		for _, v := range s.List(option) {
-			if a, err := netip.ParseAddr(v); err == nil && a.Zone() == "" {
-				i.DNS = append(i.DNS, a)
-			} else {
-				r.bad(option, v, "an IP address")
-			}
+	for _, v := range s.List("dns") {
+		if a, err := netip.ParseAddr(v); err == nil && a.Zone() == "" {
+			i.DNS = append(i.DNS, a)
+		} else {
+			r.bad("dns", v, "an IP address")
 		}
 	}
 	for _, v := range s.List("dns_search") {

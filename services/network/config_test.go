@@ -136,7 +136,7 @@ func TestProblems(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"config device x\n\toption type bridge\n":                                                   "network.x: option name '': expected the name of the device",
-		"config device x\n\toption name v\n\toption type 8021q\n":                                   "network.x: option type '8021q': expected bridge; other types have no effect in this version",
+		"config device x\n\toption name v\n\toption type 8021q\n":                                   "network.x: option type '8021q': expected bridge; others are not available in this version",
 		"config device y\n\toption name v\nconfig device x\n\toption name v\n":                      "network.x: option name 'v': expected a name that no other device section has",
 		"config route x\n\toption target 10.0.0.0/8\n":                                              "network.x: sections of type route have no effect in this version",
 		"config device x\n\toption name b\n\toption type bridge\n\tlist ports 'much-too-long-name'": "network.x: option ports 'much-too-long-name': expected the name of a network device",

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,7 +20,6 @@ import (
 type manager struct {
 	log      *slog.Logger
 	tree     uci.Tree
-	hostname string
 	resolver string // folder of resolv.conf
 	kernel   *kernel
 	bus      publisher
@@ -183,22 +183,30 @@ func (m *manager) load() {
 		m.log.Error("configuration cannot be read, the last good one stays in force", "error", err)
 		return
 	}
-	cfg := parseConfig(p, m.hostname)
+	// What DHCP sends for lack of `option hostname`; without a name, none.
+	hostname, _ := os.Hostname()
+	cfg := parseConfig(p, hostname)
 	var faults []string
-	if err != nil {
-		faults = append(faults, strings.Split(err.Error(), "\n")...)
-	}
-	for _, p := range cfg.Problems {
-		faults = append(faults, p.Error())
-	}
-	for _, i := range cfg.Interfaces {
-		for _, p := range i.Problems {
-			faults = append(faults, p.Error()+"; the interface stays down")
+	note := func(level slog.Level, msg, what string) {
+		faults = append(faults, what)
+		if !slices.Contains(m.faults, what) { // say it once, not at each reload
+			m.log.Log(context.Background(), level, msg, "fault", what)
 		}
 	}
-	for _, f := range faults {
-		if !slices.Contains(m.faults, f) { // say it once, not at each reload
-			m.log.Warn("fault in the configuration", "fault", f)
+	if err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			note(slog.LevelWarn, "bad line in the configuration", line)
+		}
+	}
+	all := slices.Clone(cfg.Problems)
+	for _, i := range cfg.Interfaces {
+		all = append(all, i.Problems...)
+	}
+	for _, p := range all {
+		if p.Later {
+			note(slog.LevelInfo, "part of the configuration has no effect", p.Error())
+		} else {
+			note(slog.LevelWarn, "fault in the configuration, its section is left out", p.Error())
 		}
 	}
 	m.faults = faults
@@ -444,7 +452,11 @@ func (m *manager) report(ls links, errs map[string]error) {
 		err := errs[s.device]
 		s.faults = nil
 		for _, p := range s.cfg.Problems {
-			s.faults = append(s.faults, fault{"config", "INVALID_OPTION", []string{p.Option, p.Value, p.Expected}})
+			code := "INVALID_OPTION"
+			if p.Later {
+				code = "NOT_AVAILABLE"
+			}
+			s.faults = append(s.faults, fault{"config", code, []string{p.Option, p.Value, p.Expected}})
 		}
 		if err != nil && s.wanted() {
 			s.faults = append(s.faults, fault{"interface", "SETUP_FAILED", []string{err.Error()}})

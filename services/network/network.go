@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -42,9 +41,6 @@ func Run(ctx context.Context, env *unit.Env) error {
 	if env.StateDir == filepath.Join(unit.DefaultRunDir, env.Name) {
 		m.resolver, hotplug = resolverDir, hotplugCall
 	}
-	// What DHCP sends for lack of `option hostname`; without a name it sends
-	// none.
-	m.hostname, _ = os.Hostname()
 
 	// The helpers outlive the loop: its last words go through them.
 	helpers, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -118,15 +118,17 @@ func (m *manager) do(ctx context.Context, f func()) error {
 	return nil
 }
 
-// settle is how long a static interface may wait for its device before the
-// service counts as ready without it: drivers load while the system starts.
+// settle is how long static interfaces may wait for their devices, and objects
+// for the bus, before the service counts as ready without them: drivers load
+// while the system starts.
 const settle = 2 * time.Second
 
 // retryAfter is the time until what failed is tried again.
 const retryAfter = 5 * time.Second
 
 // loop runs until ctx ends, then takes the interfaces down.
-func (m *manager) loop(ctx context.Context, reload <-chan struct{}, reloading, ready func()) {
+// announced is closed when the interfaces are on the bus.
+func (m *manager) loop(ctx context.Context, reload, announced <-chan struct{}, reloading, ready func()) {
 	m.retry = time.NewTimer(time.Hour)
 	m.retry.Stop()
 	grace := time.NewTimer(settle)
@@ -142,7 +144,7 @@ func (m *manager) loop(ctx context.Context, reload <-chan struct{}, reloading, r
 	m.load()
 	for {
 		m.reconcile(ctx)
-		if m.settled() {
+		if announced == nil && m.settled() {
 			start()
 		}
 		select {
@@ -151,6 +153,8 @@ func (m *manager) loop(ctx context.Context, reload <-chan struct{}, reloading, r
 			return
 		case <-m.dirty:
 		case <-m.retry.C:
+		case <-announced:
+			announced = nil
 		case <-grace.C:
 			start()
 		case f := <-m.calls:

@@ -57,7 +57,7 @@ func Run(ctx context.Context, env *unit.Env) error {
 		}
 		return nil
 	})
-	m.loop(ctx, env.Reload(), env.Reloading, env.Ready)
+	m.loop(ctx, env.Reload(), o.announced, env.Reloading, env.Ready)
 	close(o.queue)
 	select {
 	case <-said:

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"sync"
 	"time"
 
 	"weft/init/bus"
@@ -21,6 +22,9 @@ type objects struct {
 	queue chan func(context.Context)
 	ifs   map[string]*bus.Published
 	all   *bus.Published // network.interface
+	// announced is closed once the first interfaces have their objects.
+	announced chan struct{}
+	first     sync.Once
 }
 
 // backlog is how much may wait for the broker and for hotplug scripts. More
@@ -30,14 +34,23 @@ const backlog = 256
 func newObjects(client *bus.Client, m *manager, log *slog.Logger, hotplug string) *objects {
 	return &objects{
 		client: client, manager: m, log: log, hotplug: hotplug,
-		queue: make(chan func(context.Context), backlog),
-		ifs:   map[string]*bus.Published{},
+		queue:     make(chan func(context.Context), backlog),
+		ifs:       map[string]*bus.Published{},
+		announced: make(chan struct{}),
 	}
 }
 
 // run publishes the fixed objects, then works the queue until it is closed or
 // ctx ends.
 func (o *objects) run(ctx context.Context) {
+	// With a connection publishing is done when Publish returns, and ready can
+	// mean that the objects are there; without, it is done whenever there is one.
+	select {
+	case <-o.client.Connected():
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return
+	}
 	o.publish(o.network())
 	o.publish(o.device())
 	o.all = o.publish(o.interfaceAll())
@@ -90,6 +103,7 @@ func (o *objects) interfaces(names []string) {
 				delete(o.ifs, n)
 			}
 		}
+		o.first.Do(func() { close(o.announced) })
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"weft/init/applet/nettools"
 	"weft/init/applet/reset"
 	"weft/init/applet/scriptcmd"
+	"weft/init/applet/servicecli"
 	"weft/init/applet/shell"
 	"weft/init/applet/ubuscli"
 	"weft/init/applet/ucicli"
@@ -53,6 +54,12 @@ var applets = []applet{
 	{"/sbin/firstboot", reset.FactoryReset, device},
 	{"/sbin/jffs2reset", reset.FactoryReset, device},
 	{"/sbin/mount_root", reset.MountRoot, device},
+	// services and power
+	{"/sbin/service", servicecli.Service, device},
+	{"/usr/libexec/weft/service-call", servicecli.ServiceCall, device},
+	{"/sbin/halt", servicecli.Halt, device},
+	{"/sbin/poweroff", servicecli.Poweroff, device},
+	{"/sbin/reboot", servicecli.Reboot, device},
 	// configuration, bus, log
 	{"/sbin/uci", ucicli.UCI, plain},
 	{"/bin/ubus", ubuscli.Ubus, plain},

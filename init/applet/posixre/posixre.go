@@ -5,7 +5,7 @@
 //
 // Not possible in that form, and refused: back-references in a pattern (\1).
 // Matching is leftmost-longest and by characters; a byte that is no UTF-8 is
-// matched by a dot.
+// matched by a dot. Word characters are those of ASCII.
 package posixre
 
 import (

@@ -210,7 +210,8 @@ func (l *lab) settled(link string) []string {
 		}
 	}
 	return slices.DeleteFunc(news, func(n string) bool {
-		return strings.Contains(n, " 203.0.113.") || strings.Contains(n, "link "+link+" ")
+		kernels := strings.Contains(n, " fe80:") || strings.Contains(n, " ff00::/8 ") // link-local, in its own time
+		return kernels || strings.Contains(n, " 203.0.113.") || strings.Contains(n, "link "+link+" ")
 	})
 }
 

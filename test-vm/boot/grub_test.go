@@ -2,10 +2,13 @@ package boot
 
 import "regexp"
 
-// chooseFailsafeEntry takes the second entry of GRUB's menu on the serial console.
+// chooseFailsafeEntry switches on and takes the second entry of GRUB's menu on the serial console.
 func (v *vm) chooseFailsafeEntry() {
 	v.t.Helper()
 	ctx := bound(v.t, bootBound)
+	if err := v.Start(ctx); err != nil {
+		v.t.Fatal(err)
+	}
 	if _, err := v.Serial().WaitText(ctx, regexp.MustCompile(`failsafe\)`)); err != nil {
 		v.t.Fatal(err)
 	}

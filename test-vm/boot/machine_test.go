@@ -146,9 +146,10 @@ const (
 	commandBound = 60 * time.Second
 )
 
+// start switches on and returns when the initramfs has begun.
 func (v *vm) start() {
 	v.t.Helper()
-	if err := v.Start(bound(v.t, time.Minute)); err != nil {
+	if _, err := v.StartTo(bound(v.t, bootBound), lab.StartLine); err != nil {
 		v.t.Fatal(err)
 	}
 }

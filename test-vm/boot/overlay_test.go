@@ -86,7 +86,6 @@ func TestFailsafe(t *testing.T) {
 	})
 	t.Run("menu entry", func(t *testing.T) {
 		v := newVM(t, nil)
-		v.start()
 		v.chooseFailsafeEntry()
 		check(v)
 		v.reboot("") // and the next boot is an ordinary one

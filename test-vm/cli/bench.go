@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"time"
 
@@ -119,7 +120,11 @@ func (p *program) once(ctx context.Context, cfg lab.Config, r *benchReport) (lab
 	r.Accel, r.QEMU = m.Accel(), m.QEMU().Version
 	bound, cancel := context.WithTimeout(ctx, lab.Timeout(3*time.Minute))
 	defer cancel()
-	if err := m.Start(bound); err != nil {
+	first := lab.StartLine
+	if cfg.Kernel != "" {
+		first = regexp.MustCompile(`Run /init as init process`)
+	}
+	if _, err := m.StartTo(bound, first); err != nil {
 		return lab.Ready{}, err
 	}
 	ready, err := m.WaitReady(bound)

@@ -52,7 +52,7 @@ func (p *program) exec(ctx context.Context, o *options, timeout time.Duration, c
 	bound, cancel := context.WithTimeout(ctx, lab.Timeout(timeout))
 	defer cancel()
 	res, err := func() (lab.Result, error) {
-		if err := m.Start(bound); err != nil {
+		if _, err := m.StartTo(bound, lab.StartLine); err != nil {
 			return lab.Result{}, err
 		}
 		if _, err := m.WaitReady(bound); err != nil {

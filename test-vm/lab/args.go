@@ -80,7 +80,7 @@ func (c Config) args(l launch) []string {
 		if d.Snapshot {
 			drive += ",snapshot=on"
 		}
-		dev := fmt.Sprintf(",drive=%s-file,id=%s,serial=%s,bootindex=%d", id, id, escape(d.Serial), i)
+		dev := fmt.Sprintf(",drive=%s-file,id=%s,serial=%s,bootindex=%d", id, id, escape(d.Serial), i+1) // 0 is that of -kernel
 		switch d.Bus {
 		case Virtio:
 			dev = "virtio-blk-pci" + dev

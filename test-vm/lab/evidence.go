@@ -33,7 +33,7 @@ func (m *Machine) Save(ctx context.Context, dir string) error {
 			errs = append(errs, err)
 		}
 	}
-	r, err := m.current()
+	_, err := m.current()
 	alive := err == nil
 	if alive {
 		short, cancel := context.WithTimeout(ctx, Timeout(10*time.Second))
@@ -56,12 +56,11 @@ func (m *Machine) Save(ctx context.Context, dir string) error {
 		put(name+".log", c.Raw())
 	}
 	m.mu.Lock()
-	if m.run != nil {
-		r = m.run
-	}
+	r := m.run
+	said := strings.Join(m.said, "")
 	m.mu.Unlock()
 	if r != nil {
-		put("qemu.txt", []byte(shellLine(r.cmd.Args)+"\n"+r.stderr.String()))
+		put("qemu.txt", []byte(shellLine(r.cmd.Args)+"\n"+said+r.stderr.String()))
 	}
 	var events strings.Builder
 	for _, e := range m.Events() {

@@ -39,8 +39,9 @@ type Machine struct {
 
 	mu     sync.Mutex
 	run    *run
-	events []Event // of earlier starts
-	noHVC  bool    // no shell answers on hvc0 since the last start
+	events []Event  // of earlier starts
+	said   []string // QEMU's messages of earlier starts
+	noHVC  bool     // no shell answers on hvc0 since the last start
 }
 
 // run is one start of QEMU.
@@ -353,9 +354,61 @@ func (m *Machine) start(ctx context.Context) error {
 	return nil
 }
 
+// startTries is how often StartTo starts a machine whose QEMU crashes. With several emulated processors on threads of
+// their own, QEMU up to 10.0 at least now and then aborts while the guest's kernel lays out the PCI devices
+// (iotlb_to_section, qemu-project/qemu issue 1866 and others); nothing has run by then that could have been lost.
+const startTries = 4
+
+// StartTo switches the machine on and waits for a line on the serial console, an early one. If QEMU itself crashes
+// before it, the machine is started again; the crash stays on record in what [Machine.Save] keeps.
+func (m *Machine) StartTo(ctx context.Context, re *regexp.Regexp) (Line, error) {
+	for try := 1; ; try++ {
+		if err := m.Start(ctx); err != nil {
+			return Line{}, err
+		}
+		line, err := m.Serial().WaitLine(ctx, re)
+		if err == nil {
+			return line, nil
+		}
+		if errors.Is(err, ErrConsoleClosed) {
+			if crash := m.crash(); crash != nil {
+				err = crash
+				if try < startTries {
+					continue
+				}
+			}
+		}
+		return Line{}, fmt.Errorf("machine %s: %w", m.cfg.Name, err)
+	}
+}
+
+// crash is why QEMU ended, if it was not asked to. It is for the moment after a console has closed.
+func (m *Machine) crash() error {
+	m.mu.Lock()
+	r := m.run
+	m.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	select {
+	case <-r.done:
+	case <-time.After(Timeout(10 * time.Second)): // it closes its sockets before it ends
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.exit == nil || r.killed {
+		return nil
+	}
+	return fmt.Errorf("QEMU ended: %w: %s", r.exit, strings.TrimSpace(r.stderr.String()))
+}
+
 // retire keeps the events of a run that has ended. The caller holds the lock.
 func (m *Machine) retire() {
 	m.events = append(m.events, m.run.qmp.seen()...)
+	if said := m.run.stderr.String(); said != "" {
+		m.said = append(m.said, said)
+	}
 	m.run = nil
 }
 
@@ -436,10 +489,8 @@ func (m *Machine) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("machine %s has not switched itself off (%w); its last lines:\n%s", m.cfg.Name, context.Cause(ctx), m.Serial().Tail(20))
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if r.exit != nil && !r.killed {
-		return fmt.Errorf("machine %s: QEMU ended: %w: %s", m.cfg.Name, r.exit, strings.TrimSpace(r.stderr.String()))
+	if err := m.crash(); err != nil {
+		return fmt.Errorf("machine %s: %w", m.cfg.Name, err)
 	}
 	return nil
 }
@@ -549,6 +600,9 @@ func decodePPM(data []byte) (image.Image, error) {
 // ReadyLine is what PID 1 prints when all services of a boot are ready; the number is seconds since the kernel's start.
 var ReadyLine = regexp.MustCompile(`^weft: ready in ([0-9.]+) s`)
 
+// StartLine is the first line of the initramfs.
+var StartLine = regexp.MustCompile(`^weft: starting on Linux `)
+
 // FailsafeLine is what PID 1 prints instead in failsafe mode.
 var FailsafeLine = regexp.MustCompile(`^weft: failsafe in ([0-9.]+) s`)
 
@@ -572,6 +626,9 @@ func (m *Machine) WaitFailsafe(ctx context.Context) (Ready, error) {
 func (m *Machine) waitUp(ctx context.Context, re *regexp.Regexp) (Ready, error) {
 	line, which, err := m.Serial().WaitAny(ctx, re, panicLine)
 	if err != nil {
+		if errors.Is(err, ErrConsoleClosed) {
+			err = errors.Join(m.crash(), err)
+		}
 		return Ready{}, fmt.Errorf("machine %s: %w", m.cfg.Name, err)
 	}
 	if which == 1 {

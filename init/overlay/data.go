@@ -24,6 +24,7 @@ const Label = "rootfs_data"
 // Data is a data file system to be opened.
 type Data struct {
 	Device string // block device that begins with the volume
+	Name   string // of the volume in messages; default Device
 	Size   int64  // bytes
 	Dir    string // where to mount it
 	Kernel Kernel
@@ -37,7 +38,8 @@ type Data struct {
 	Scratch string
 
 	// BeforeFormat is called with a config archive found on the volume, before
-	// formatting destroys it. Nil: it is kept in Scratch alone.
+	// formatting destroys it, to keep it where it is restored from. Nil, or after
+	// an error: it waits in Scratch and is put into the new file system.
 	BeforeFormat func(archive string) error
 }
 
@@ -46,6 +48,13 @@ var (
 	ErrForeign    = errors.New("the data volume holds a foreign format")
 	ErrUnreadable = errors.New("the data volume cannot be read")
 )
+
+func (d *Data) name() string {
+	if d.Name != "" {
+		return d.Name
+	}
+	return d.Device
+}
 
 func (d *Data) say(level slog.Level, format string, args ...any) {
 	if d.Say != nil {
@@ -64,7 +73,7 @@ func (d *Data) Open(ctx context.Context) error {
 	c, err := Probe(f)
 	if err != nil {
 		f.Close()
-		return fmt.Errorf("%w: %s: %w", ErrUnreadable, d.Device, err)
+		return fmt.Errorf("%w: %s: %w", ErrUnreadable, d.name(), err)
 	}
 	archive := d.extractArchive(f, c)
 	backup := c.Kind == Unknown && backupSuperblock(f)
@@ -72,18 +81,18 @@ func (d *Data) Open(ctx context.Context) error {
 
 	switch c.Kind {
 	case Foreign:
-		return fmt.Errorf("%w: %s on %s; \"factoryreset\" makes it Weft's and destroys what is there", ErrForeign, c.Name, d.Device)
+		return fmt.Errorf("%w: %s on %s; \"factoryreset\" makes it Weft's and destroys what is there", ErrForeign, c.Name, d.name())
 	case Ext4:
 		err = d.openExt4(ctx, c)
 	case F2FS:
 		err = d.mount("f2fs", 0)
 	case Unknown:
 		if backup {
-			d.say(slog.LevelWarn, "the start of %s is damaged: repairing from the copy of its superblock", d.Device)
+			d.say(slog.LevelWarn, "the start of %s is damaged: repairing from the copy of its superblock", d.name())
 			err = d.repair(ctx, errors.New("no superblock at the start"))
 			break
 		}
-		d.say(slog.LevelWarn, "%s holds no known file system: formatting it", d.Device)
+		d.say(slog.LevelWarn, "%s holds no known file system: formatting it", d.name())
 		err = d.formatAndMount(ctx)
 	default:
 		err = d.formatAndMount(ctx)
@@ -98,8 +107,8 @@ func (d *Data) Open(ctx context.Context) error {
 }
 
 // extractArchive copies a config archive that lies where the file system
-// should be to Scratch, and hands it to BeforeFormat. It returns the copy's
-// path, "" if there is none.
+// should be to Scratch, and hands it to BeforeFormat. It returns the path of the
+// copy if that is the only one, else "".
 func (d *Data) extractArchive(f *os.File, c Content) string {
 	if c.TarballAt < 0 {
 		return ""
@@ -107,20 +116,22 @@ func (d *Data) extractArchive(f *os.File, c Content) string {
 	n, err := archiveLength(io.NewSectionReader(f, c.TarballAt, maxArchive))
 	if err != nil {
 		if c.Kind == Tarball {
-			d.say(slog.LevelWarn, "the config archive at the start of %s is damaged and cannot be restored: %v", d.Device, err)
+			d.say(slog.LevelWarn, "the config archive at the start of %s is damaged and cannot be restored: %v", d.name(), err)
 		}
 		return ""
 	}
 	path := filepath.Join(d.Scratch, Saved)
 	if err := copyDurably(path, io.NewSectionReader(f, c.TarballAt, n)); err != nil {
-		d.say(slog.LevelWarn, "the config archive at the start of %s cannot be kept: %v", d.Device, err)
+		d.say(slog.LevelWarn, "the config archive at the start of %s cannot be kept: %v", d.name(), err)
 		return ""
 	}
-	d.say(slog.LevelInfo, "found a saved config at the start of %s (%d bytes)", d.Device, n)
+	d.say(slog.LevelInfo, "found a saved config at the start of %s (%d bytes)", d.name(), n)
 	if d.BeforeFormat != nil {
-		if err := d.BeforeFormat(path); err != nil {
-			d.say(slog.LevelWarn, "the saved config is in memory alone while %s is formatted: %v", d.Device, err)
+		err := d.BeforeFormat(path)
+		if err == nil {
+			return "" // it is safe elsewhere
 		}
+		d.say(slog.LevelWarn, "the saved config is in memory alone while %s is formatted: %v", d.name(), err)
 	}
 	return path
 }
@@ -128,7 +139,7 @@ func (d *Data) extractArchive(f *os.File, c Content) string {
 // openExt4 mounts, after a check if the kernel noted errors the last time.
 func (d *Data) openExt4(ctx context.Context, c Content) error {
 	if c.Errors {
-		d.say(slog.LevelWarn, "the kernel noted errors on %s: checking it", d.Device)
+		d.say(slog.LevelWarn, "the kernel noted errors on %s: checking it", d.name())
 		if code, _, err := d.fsck(ctx, "-p"); err != nil || code > 2 {
 			return d.repair(ctx, fmt.Errorf("e2fsck -p: %s", outcome(code, err)))
 		}
@@ -153,18 +164,18 @@ func (d *Data) mount(fstype string, flags uintptr) error {
 
 // repair is for a file system that did not mount, because of why.
 func (d *Data) repair(ctx context.Context, why error) error {
-	d.say(slog.LevelWarn, "%s does not mount (%v): repairing it, this can take minutes on a large disk", d.Device, why)
+	d.say(slog.LevelWarn, "%s does not mount (%v): repairing it, this can take minutes on a large disk", d.name(), why)
 	for _, mode := range []string{"-p", "-y"} {
 		code, out, err := d.fsck(ctx, mode)
 		if err != nil {
-			return fmt.Errorf("%w: %s does not mount (%w), and it cannot be checked: %w", ErrUnreadable, d.Device, why, err)
+			return fmt.Errorf("%w: %s does not mount (%w), and it cannot be checked: %w", ErrUnreadable, d.name(), why, err)
 		}
-		d.say(slog.LevelInfo, "e2fsck %s %s: %s", mode, d.Device, describe(code, out))
+		d.say(slog.LevelInfo, "e2fsck %s %s: %s", mode, d.name(), describe(code, out))
 		if code > 2 {
 			continue
 		}
 		if why = d.mount("ext4", 0); why == nil {
-			d.say(slog.LevelWarn, "%s is repaired: files may be missing, see lost+found in /overlay", d.Device)
+			d.say(slog.LevelWarn, "%s is repaired: files may be missing, see lost+found in /overlay", d.name())
 			return nil
 		}
 	}
@@ -172,7 +183,7 @@ func (d *Data) repair(ctx context.Context, why error) error {
 		return fmt.Errorf("%w: %w; it is not formatted, because the disk itself may be failing", ErrUnreadable, err)
 	}
 	saved := d.salvage()
-	d.say(slog.LevelError, "%s cannot be repaired: formatting it, what was in the overlay is lost%s", d.Device, saved.text())
+	d.say(slog.LevelError, "%s cannot be repaired: formatting it, what was in the overlay is lost%s", d.name(), saved.text())
 	if err := d.formatAndMount(ctx); err != nil {
 		return err
 	}
@@ -217,8 +228,14 @@ func describe(code int, out string) string {
 	case code&4 != 0:
 		text = "errors are left"
 	}
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if last := lines[len(lines)-1]; last != "" {
+	last := ""
+	for line := range strings.Lines(out) {
+		// Indented lines explain the one before.
+		if line = strings.TrimRight(line, "\r\n"); line != "" && line[0] != ' ' && line[0] != '\t' {
+			last = line
+		}
+	}
+	if last != "" {
 		text += " (" + last + ")"
 	}
 	return text
@@ -228,17 +245,17 @@ func describe(code int, out string) string {
 // first: whatever is interrupted is started again at the next boot, and an old
 // file system cannot come back half overwritten.
 func (d *Data) formatAndMount(ctx context.Context) error {
-	d.say(slog.LevelInfo, "making the data file system on %s (%s)", d.Device, rootdisk.Size(uint64(d.Size)))
+	d.say(slog.LevelInfo, "making the data file system on %s (%s)", d.name(), rootdisk.Size(uint64(d.Size)))
 	if err := writeStart(d.Device, Mark); err != nil {
 		return fmt.Errorf("format: %w", err)
 	}
 	args := append(mke2fsArgs(d.Size, randomUUID(), randomUUID()), d.Device)
 	code, out, err := d.Kernel.Run(ctx, "/sbin/mke2fs", args...)
 	if err != nil {
-		return fmt.Errorf("format %s: %w", d.Device, err)
+		return fmt.Errorf("format %s: %w", d.name(), err)
 	}
 	if code != 0 {
-		return fmt.Errorf("format %s: mke2fs ended with exit code %d: %s", d.Device, code, strings.TrimSpace(out))
+		return fmt.Errorf("format %s: mke2fs ended with exit code %d: %s", d.name(), code, strings.TrimSpace(out))
 	}
 	// mke2fs clears the start of the device itself; make sure of it, and of
 	// its writes having arrived, before the state says anything.
@@ -328,7 +345,7 @@ func (d *Data) settle(archive string) error {
 		if hasEntries(upper) {
 			d.say(slog.LevelWarn, "the last first boot or reset was not finished: starting again from an empty overlay")
 		}
-		if err := Wipe(d.Dir, true); err != nil {
+		if err := wipe(d.Dir, true); err != nil {
 			return err
 		}
 		if err := SetState(d.Dir, Pending); err != nil {
@@ -341,7 +358,7 @@ func (d *Data) settle(archive string) error {
 			err = errors.Join(copyDurably(filepath.Join(d.Dir, Saved), src), src.Close())
 		}
 		if err != nil {
-			d.say(slog.LevelWarn, "the saved config found on %s cannot be kept: %v", d.Device, err)
+			d.say(slog.LevelWarn, "the saved config found on %s cannot be kept: %v", d.name(), err)
 		}
 	}
 	for _, dir := range []string{upper, work} {
@@ -393,8 +410,9 @@ func (d *Data) checkSpace() {
 	if err := unix.Statfs(d.Dir, &s); err != nil {
 		return
 	}
-	// Root may use the reserved blocks as well: Bfree, not Bavail.
-	if free := int64(s.Bfree) * s.Bsize; free < minFree || s.Files > 0 && s.Ffree < 16 {
+	// What is reserved for root counts as used: part of it is the file system's
+	// own and nobody can have it.
+	if free := int64(s.Bavail) * s.Bsize; free < minFree || s.Files > 0 && s.Ffree < 16 {
 		d.say(slog.LevelWarn, "the data partition is full (%s and %d files left): changes to the configuration may be lost; remove files below /overlay/upper or run firstboot", rootdisk.Size(uint64(free)), s.Ffree)
 	}
 }
@@ -418,10 +436,10 @@ func (d *Data) growFS(c Content) {
 	blocks := uint64(d.Size / s.Bsize)
 	const resizeFS = 0x40086610 // _IOW('f', 16, __u64)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), resizeFS, uintptr(unsafe.Pointer(&blocks))); errno != 0 {
-		d.say(slog.LevelWarn, "the data file system on %s cannot grow to %s: %v", d.Device, rootdisk.Size(uint64(d.Size)), errno)
+		d.say(slog.LevelWarn, "the data file system on %s cannot grow to %s: %v", d.name(), rootdisk.Size(uint64(d.Size)), errno)
 		return
 	}
-	d.say(slog.LevelInfo, "the data file system on %s grew from %s to %s", d.Device, rootdisk.Size(uint64(c.Bytes)), rootdisk.Size(uint64(d.Size)))
+	d.say(slog.LevelInfo, "the data file system on %s grew from %s to %s", d.name(), rootdisk.Size(uint64(c.Bytes)), rootdisk.Size(uint64(d.Size)))
 }
 
 // MountRoot lays the overlay over lower at target: root says where upper/ and

@@ -61,7 +61,9 @@ type Content struct {
 // end-of-file-system marker.
 var Mark = []byte{0xde, 0xad, 0xc0, 0xde}
 
-var gzipMagic = []byte{0x1f, 0x8b, 0x08, 0x00}
+// gzipMagic is the start of a gzip stream. LEDE asks for 1F 8B 08 00; a fourth
+// byte that says that a file name follows is good as well.
+var gzipMagic = []byte{0x1f, 0x8b, 0x08}
 
 // probeSize covers LEDE's search for a config archive: 512 sectors.
 const probeSize = 512 * 512

@@ -240,6 +240,7 @@ func TestProbe(t *testing.T) {
 		{"mark and archive", two(0, "\xde\xad\xc0\xde", 1024, "\x1f\x8b\x08\x00"), Content{Kind: Unformatted, TarballAt: 1024}},
 		{"archive off a sector", two(0, "\xde\xad\xc0\xde", 1000, "\x1f\x8b\x08\x00"), Content{Kind: Unformatted, TarballAt: -1}},
 		{"archive", at(0, "\x1f\x8b\x08\x00"), Content{Kind: Tarball}},
+		{"archive with a name", at(0, "\x1f\x8b\x08\x08"), Content{Kind: Tarball}},
 		{"f2fs", at(0x400, "\x10\x20\xf5\xf2"), Content{Kind: F2FS, TarballAt: -1}},
 		{"ext4", two(0x438, "\x53\xef", 0x478, "rootfs_data"), Content{Kind: Ext4, Label: "rootfs_data", TarballAt: -1}},
 		{"ext4 with errors", at(0x438, "\x53\xef\x02"), Content{Kind: Ext4, Errors: true, TarballAt: -1}},

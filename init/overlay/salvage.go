@@ -36,13 +36,13 @@ func (s saved) text() string {
 // into Scratch, without replaying its journal.
 func (d *Data) salvage() saved {
 	if err := d.Kernel.Mount(d.Device, d.Dir, "ext4", unix.MS_RDONLY, "noload"); err != nil {
-		d.say(slog.LevelWarn, "nothing can be read from %s: %v", d.Device, err)
+		d.say(slog.LevelWarn, "nothing can be read from %s: %v", d.name(), err)
 		return saved{}
 	}
 	defer d.Kernel.Unmount(d.Dir)
 	s := saved{dir: filepath.Join(d.Scratch, "salvage")}
 	if err := copyTree(filepath.Join(d.Dir, "upper/etc"), filepath.Join(s.dir, "etc"), &s); err != nil {
-		d.say(slog.LevelWarn, "what is readable on %s is saved in part: %v", d.Device, err)
+		d.say(slog.LevelWarn, "what is readable on %s is saved in part: %v", d.name(), err)
 	}
 	return s
 }
@@ -54,7 +54,7 @@ func (d *Data) putBack(s saved) error {
 	}
 	var again saved
 	if err := copyTree(filepath.Join(s.dir, "etc"), filepath.Join(d.Dir, "upper/etc"), &again); err != nil {
-		d.say(slog.LevelWarn, "what was saved from %s is put back in part: %v", d.Device, err)
+		d.say(slog.LevelWarn, "what was saved from %s is put back in part: %v", d.name(), err)
 	}
 	if err := syncFS(d.Dir); err != nil {
 		return err

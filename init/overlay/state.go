@@ -68,33 +68,50 @@ func SetState(dir string, s State) error {
 	return syncDir(dir)
 }
 
-// Wipe erases a mounted data file system but for its state and, on request, a
-// saved config. It goes on past what it cannot remove and returns the errors.
-func Wipe(dir string, keepSaved bool) error {
+// wipe erases a data file system that is not part of the running root, but for
+// its state and, on request, a saved config. It goes on past what it cannot
+// remove and returns the errors.
+func wipe(dir string, keepSaved bool) error {
+	return eraseBut(dir, func(name string) bool {
+		return name == stateName || name == "lost+found" || keepSaved && name == Saved
+	})
+}
+
+// Reset makes the next mount start from an empty overlay and erases it now:
+// state first, so that a power cut in between is completed at the next boot.
+// The running root stays writable: the folder upper itself and all of work,
+// where overlayfs keeps its place, are left to the next boot.
+func Reset(dir string, keepSaved bool) error {
+	if err := SetState(dir, Pending); err != nil {
+		return err
+	}
+	err := eraseBut(dir, func(name string) bool {
+		return name == stateName || name == "lost+found" || name == "upper" || name == "work" || keepSaved && name == Saved
+	})
+	upper := filepath.Join(dir, "upper")
+	if _, statErr := os.Lstat(upper); statErr == nil {
+		err = errors.Join(err, eraseBut(upper, func(string) bool { return false }))
+	}
+	return err
+}
+
+// eraseBut removes what is in dir, save for names that keep is true for, and
+// brings that to the medium.
+func eraseBut(dir string, keep func(name string) bool) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("erase %s: %w", dir, err)
 	}
 	var errs []error
 	for _, e := range entries {
-		switch name := e.Name(); {
-		case name == stateName, name == "lost+found", keepSaved && name == Saved:
-		default:
-			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-				errs = append(errs, fmt.Errorf("erase %s: %w", dir, err))
-			}
+		if keep(e.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			errs = append(errs, fmt.Errorf("erase %s: %w", dir, err))
 		}
 	}
 	return errors.Join(append(errs, syncFS(dir))...)
-}
-
-// Reset makes the next mount start from an empty overlay and erases it now:
-// state first, so that a power cut in between is completed at the next boot.
-func Reset(dir string, keepSaved bool) error {
-	if err := SetState(dir, Pending); err != nil {
-		return err
-	}
-	return Wipe(dir, keepSaved)
 }
 
 // WriteMark makes the next boot format a volume that is not mounted.

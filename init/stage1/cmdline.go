@@ -48,7 +48,7 @@ func (a args) failsafe() bool {
 // seconds reads a duration; what is no number counts as absent.
 func (a args) seconds(key string, def time.Duration) time.Duration {
 	f, err := strconv.ParseFloat(a[key], 64)
-	if err != nil || f < 0 || f > 3600 {
+	if err != nil || !(f >= 0 && f <= 3600) { // NaN included
 		return def
 	}
 	return time.Duration(f * float64(time.Second))

@@ -35,15 +35,32 @@ func openConsoles(active, dev string) *consoles {
 	}
 	for _, name := range strings.Fields(string(text)) {
 		path := dev + "/" + name
-		// O_NONBLOCK: opening must not wait for a modem's carrier, and reads and
-		// writes must end at a deadline.
-		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			continue
+		if f, err := openTerminal(path); err == nil {
+			c.all = append(c.all, &console{path, f})
 		}
-		c.all = append(c.all, &console{path, f})
 	}
 	return c
+}
+
+// openTerminal opens with O_NONBLOCK: that must not wait for a modem's carrier,
+// and reads and writes must end at a deadline.
+func openTerminal(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+}
+
+// reopen opens a console anew that the end of a session on it has hung up.
+func (c *consoles) reopen(path string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, con := range c.all {
+		if con.path != path {
+			continue
+		}
+		if f, err := openTerminal(path); err == nil {
+			con.f.Close()
+			con.f = f
+		}
+	}
 }
 
 // writeLimit bounds a write to a console that somebody stopped with Ctrl-S.

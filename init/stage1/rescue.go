@@ -36,6 +36,7 @@ func hint(err error) string {
 // again: somebody left the shell that a key opens, or a disk came or went. With
 // panic=<seconds> the device reboots if nothing happens in that time.
 func (b *boot) rescue(ctx context.Context, err error) {
+	<-b.loaded // their disks would count as new ones
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var changed <-chan struct{} // nil, and for ever silent, without events
@@ -128,7 +129,9 @@ func (b *boot) shell(path string) {
 		Stderr:      tty,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Setctty: true},
 	}
-	if err := cmd.Run(); err != nil {
+	err = cmd.Run()
+	b.con.reopen(path) // the kernel hangs a terminal up when its session ends
+	if err != nil {
 		b.say(slog.LevelWarn, "the rescue shell ended: %v", err)
 	}
 }

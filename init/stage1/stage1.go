@@ -48,6 +48,7 @@ type boot struct {
 	con     *consoles
 	sys     rootdisk.System
 	mods    *kmod.Set     // of the initramfs; nil if it has none
+	loading bool          // somebody will close loaded
 	loaded  chan struct{} // closed when the modules of the initramfs are loaded
 	disk    *rootdisk.Boot
 	listen  *failsafeListener
@@ -72,8 +73,11 @@ func Run(ctx context.Context) error {
 
 	b := &boot{con: &consoles{}, loaded: make(chan struct{})}
 	b.hand.Overlay = handover.None
-	if err := b.start(ctx); err != nil {
+	if err := b.guard("the start", func() error { return b.start(ctx) }); err != nil {
 		b.say(slog.LevelError, "%v", err)
+	}
+	if !b.loading {
+		close(b.loaded)
 	}
 	for {
 		err := b.guard("stage 1", func() error { return b.reach(ctx) })
@@ -151,6 +155,7 @@ func (b *boot) start(ctx context.Context) error {
 	}
 	b.mark("consoles")
 	lines, openErr := b.openModules()
+	b.loading = true
 	go func() {
 		defer close(b.loaded)
 		if err := b.guard("loading modules", func() error { return b.loadModules(lines) }); err != nil {
@@ -432,6 +437,7 @@ func (b *boot) openData(ctx context.Context, part *bootPart) error {
 	b.need("ext4")
 	d := &overlay.Data{
 		Device:       device,
+		Name:         vol.String(),
 		Size:         vol.Size,
 		Dir:          overlayDir,
 		Kernel:       overlay.System{Rom: romDir},

@@ -235,7 +235,7 @@ func mountRoot(ctx context.Context, c *unit.Call, name string) error {
 		return err
 	}
 	data := &overlay.Data{
-		Device: dev, Size: v.Size, Dir: overlayDir, Kernel: overlay.System{}, Scratch: "/tmp",
+		Device: dev, Name: v.String(), Size: v.Size, Dir: overlayDir, Kernel: overlay.System{}, Scratch: "/tmp",
 		Say: func(_ slog.Level, text string) { fmt.Fprintf(c.Stdout, "%s: %s\n", name, text) },
 	}
 	if err := data.Open(ctx); err != nil {

@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 	if f := applets[filepath.Base(os.Args[0])]; f != nil {
 		os.Exit(f())
 	}
+	if code, ok := runShellApplet(strings.TrimPrefix(filepath.Base(os.Args[0]), "-")); ok {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
@@ -155,6 +158,10 @@ var applets = map[string]func() int{
 		return 0
 	},
 	"sh": func() int {
+		if os.Getenv("FAILSAFE") == "" {
+			code, _ := runShellApplet("ash")
+			return code
+		}
 		fmt.Println("root shell", os.Args[1], os.Getenv("FAILSAFE"))
 		bufio.NewReader(os.Stdin).ReadString('\n')
 		return 0
@@ -275,7 +282,7 @@ func enterRoot(root string) error {
 			if err := os.Symlink(target, p); err != nil {
 				return err
 			}
-		} else if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+		} else if err := os.WriteFile(p, []byte(text), 0o755); err != nil {
 			return err
 		}
 	}
@@ -447,14 +454,25 @@ const patience = 60 * time.Second
 // expect waits until the console shows what matches.
 func (d *device) expect(pattern string) {
 	d.t.Helper()
+	d.expectAfter(0, pattern)
+}
+
+// expectAfter is expect for what the console shows after its first offset bytes.
+func (d *device) expectAfter(offset int, pattern string) {
+	d.t.Helper()
 	re := regexp.MustCompile(`(?m)` + pattern)
 	timeout := time.After(patience)
-	for !re.MatchString(d.text()) {
+	for !re.MatchString(d.text()[offset:]) {
 		select {
 		case <-d.news:
 		case err := <-d.ended:
 			d.ended <- err
-			if re.MatchString(d.text()) {
+			select { // its last words may still be on their way
+			case <-d.news:
+				continue
+			case <-time.After(2 * time.Second):
+			}
+			if re.MatchString(d.text()[offset:]) {
 				return
 			}
 			d.t.Fatalf("PID 1 ended (%v) before the console showed %q", err, pattern)
@@ -508,18 +526,19 @@ func (d *device) dial() *bus.Client {
 
 func (d *device) call(c *bus.Client, object, method string, args any) bus.Table {
 	d.t.Helper()
-	for {
-		out, err := c.Call(d.t.Context(), object, method, args)
-		if err == bus.StatusNotFound {
-			if _, lerr := c.Lookup(d.t.Context(), object); lerr == bus.StatusNotFound {
-				continue // PID 1 connects a moment after the broker is ready
-			}
+	// PID 1 connects a moment after the broker is ready.
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if _, err := c.Lookup(d.t.Context(), object); err == nil {
+			break
+		} else if time.Now().After(end) {
+			d.t.Fatalf("object %s: %v", object, err)
 		}
-		if err != nil {
-			d.t.Fatalf("%s %s: %v", object, method, err)
-		}
-		return out
 	}
+	out, err := c.Call(d.t.Context(), object, method, args)
+	if err != nil {
+		d.t.Fatalf("%s %s: %v", object, method, err)
+	}
+	return out
 }
 
 const inittab = "::sysinit:/etc/init.d/rcS S boot\nttyT0::askfirst:/bin/login\nttyNone::askfirst:/bin/login\n"

@@ -14,6 +14,7 @@ import (
 
 	"weft/init/stage1/handover"
 	"weft/init/supervise"
+	"weft/init/supervise/process"
 	"weft/init/uci"
 )
 
@@ -291,6 +292,25 @@ func TestBoard(t *testing.T) {
 		if !strings.Contains(string(i), want) {
 			t.Errorf("%s is missing in %s", want, i)
 		}
+	}
+}
+
+func TestEarlyMessages(t *testing.T) {
+	var e earlyMessages
+	e.add(0, process.Message{PID: 1, Ready: true})
+	e.add(time.Second, process.Message{PID: 2, Ready: true})
+	e.add(time.Second, process.Message{PID: 2, HasStatus: true, Status: "x"})
+	if got := e.take(2); len(got) != 2 || !got[0].Ready || got[1].Status != "x" {
+		t.Errorf("%+v", got)
+	}
+	if got := e.take(2); got != nil {
+		t.Errorf("twice: %+v", got)
+	}
+	for range 2 * earlyMax {
+		e.add(earlyLife+2*time.Second, process.Message{PID: 3})
+	}
+	if len(e) != earlyMax || e.take(1) != nil {
+		t.Errorf("%d kept", len(e))
 	}
 }
 

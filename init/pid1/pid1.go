@@ -68,6 +68,7 @@ type pid1 struct {
 	hand    *handover.Handover
 	shell   []string // path and arguments of a root shell
 
+	early earlyMessages // of the supervisor's loop
 	power chan powerRequest
 	down  chan supervise.Down
 
@@ -331,27 +332,67 @@ func (p *pid1) startRunner(ctx context.Context) error {
 // notified passes a service's word on. Only its main process is listened to.
 func (p *pid1) notified(n process.Message) {
 	p.sup.Post(func(m *supervise.Machine, now time.Duration) []supervise.Action {
-		var out []supervise.Action
 		for _, id := range m.IDs() {
-			s, _ := m.Status(id)
-			if s.PID != n.PID || n.PID <= 0 {
-				continue
-			}
-			if n.HasStatus {
-				out = append(out, m.SetStatus(now, id, n.PID, n.Status)...)
-			}
-			if n.Reloading {
-				out = append(out, m.Reloading(now, id, n.PID)...)
-			}
-			if n.Ready {
-				out = append(out, m.Ready(now, id, n.PID)...)
-			}
-			if n.Watchdog {
-				out = append(out, m.Ping(now, id, n.PID)...)
+			if s, _ := m.Status(id); s.PID == n.PID {
+				return hear(m, now, id, n)
 			}
 		}
-		return out
+		p.early.add(now, n)
+		return nil
 	})
+}
+
+// hear takes in a message of a unit's process.
+func hear(m *supervise.Machine, now time.Duration, id string, n process.Message) []supervise.Action {
+	var out []supervise.Action
+	if n.HasStatus {
+		out = append(out, m.SetStatus(now, id, n.PID, n.Status)...)
+	}
+	if n.Reloading {
+		out = append(out, m.Reloading(now, id, n.PID)...)
+	}
+	if n.Ready {
+		out = append(out, m.Ready(now, id, n.PID)...)
+	}
+	if n.Watchdog {
+		out = append(out, m.Ping(now, id, n.PID)...)
+	}
+	return out
+}
+
+// earlyMessages are those of processes that spoke before fork(2) had returned
+// here with their number: a quick service on another processor does. They are
+// kept for a moment. Only the supervisor's loop uses it.
+type earlyMessages []earlyMessage
+
+type earlyMessage struct {
+	at time.Duration
+	process.Message
+}
+
+// How many are kept, and how long: strangers may write to the socket as well.
+const (
+	earlyMax  = 64
+	earlyLife = 10 * time.Second
+)
+
+func (e *earlyMessages) add(now time.Duration, n process.Message) {
+	*e = slices.DeleteFunc(*e, func(m earlyMessage) bool { return now-m.at > earlyLife })
+	if len(*e) < earlyMax {
+		*e = append(*e, earlyMessage{now, n})
+	}
+}
+
+// take removes and returns the messages of a process.
+func (e *earlyMessages) take(pid int) []process.Message {
+	var out []process.Message
+	*e = slices.DeleteFunc(*e, func(m earlyMessage) bool {
+		if m.PID == pid {
+			out = append(out, m.Message)
+		}
+		return m.PID == pid
+	})
+	return out
 }
 
 func ids(units []*unitfile.Unit) []string {
@@ -391,6 +432,11 @@ func (p *pid1) notice(n supervise.Notice) {
 	p.tl.notice(n)
 	if n.ID == logUnit && n.Kind == supervise.InstanceReady {
 		p.fw.Retry()
+	}
+	if n.Kind == supervise.InstanceStart {
+		for _, msg := range p.early.take(n.PID) {
+			p.sup.Post(func(m *supervise.Machine, now time.Duration) []supervise.Action { return hear(m, now, n.ID, msg) })
+		}
 	}
 	p.logNotice(n)
 	if p.mgr != nil {

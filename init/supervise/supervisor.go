@@ -22,7 +22,7 @@ type Options struct {
 	// times in the log and in `service timeline` mean the same.
 	Clock func() time.Duration
 	// Notice is told what happens, in order. It runs on the loop and must
-	// neither block nor call the Supervisor.
+	// not block; of the Supervisor it may call Post alone.
 	Notice func(Notice)
 	// Down is told when a shutdown has ended, like Notice.
 	Down func(Down)

@@ -91,10 +91,29 @@ list() {
 	list_cb "$var" "$*"
 }
 
+# _config_vars PREFIX prints the names of the variables that begin with it.
+_config_vars() {
+	local line
+	set | while IFS= read -r line; do
+		case "$line" in
+		"$1"*=*)
+			line="${line%%=*}"
+			case "$line" in
+			*[!A-Za-z0-9_]*) ;;
+			*) echo "$line" ;;
+			esac
+			;;
+		esac
+	done
+}
+
 config_rename() {
 	local old="$1" new="$2" kept item
 	[ -n "$old" ] && [ -n "$new" ] || return
-	eval "$(set | sed -n "s/^CONFIG_${old}_\([A-Za-z0-9_]*\)=.*/CONFIG_${new}_\1=\$CONFIG_${old}_\1; unset CONFIG_${old}_\1/p")"
+	for item in $(_config_vars "CONFIG_${old}_"); do
+		eval "CONFIG_${new}_${item#CONFIG_${old}_}=\$$item"
+		unset "$item"
+	done
 	for item in $CONFIG_SECTIONS; do
 		[ "$item" = "$old" ] && item="$new"
 		kept="${kept:+$kept }$item"
@@ -106,13 +125,18 @@ config_rename() {
 
 config_unset() { config_set "$1" "$2" ""; }
 
+# config_clear [SECTION] forgets a section, or all.
 config_clear() {
 	local name="$1" kept item
 	for item in $CONFIG_SECTIONS; do
-		[ -n "$name" ] && [ "$item" != "$name" ] && kept="${kept:+$kept }$item"
+		if [ -n "$name" ] && [ "$item" != "$name" ]; then
+			kept="${kept:+$kept }$item"
+			continue
+		fi
+		unset $(_config_vars "CONFIG_${item}_") CONFIG_UNUSED
 	done
 	CONFIG_SECTIONS="$kept"
-	eval "$(set | sed -n "s/^\(CONFIG_${name:+${name}_}[A-Za-z0-9_]*\)=.*/unset \1/p" | sed '/^unset CONFIG_SECTIONS$/d')"
+	return 0
 }
 
 # config_get VAR SECTION OPTION [DEFAULT] sets VAR; config_get SECTION OPTION

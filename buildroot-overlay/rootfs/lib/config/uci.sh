@@ -7,13 +7,8 @@ uci_load() {
 	local package="$1" text ret
 	# A second package is added to the first only inside an unfinished load.
 	if [ -z "$CONFIG_APPEND" ]; then
+		config_clear
 		_C=0
-		CONFIG_SECTION=
-		for CONFIG_SECTION in $CONFIG_SECTIONS; do
-			unset "CONFIG_${CONFIG_SECTION}_TYPE"
-		done
-		eval "$(set | sed -n 's/^\(CONFIG_[A-Za-z0-9_]*_[A-Za-z0-9_]*\)=.*/unset \1/p')"
-		CONFIG_SECTIONS=
 		CONFIG_NUM_SECTIONS=0
 		CONFIG_SECTION=
 	fi

@@ -143,13 +143,15 @@ func List(r io.Reader) ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the initramfs: %w", err)
 		}
+		if rec.FileSize > uint64(len(data)) {
+			return nil, fmt.Errorf("read the initramfs: %s claims %d bytes in an archive of %d", rec.Name, rec.FileSize, len(data))
+		}
 		out = append(out, Entry{Name: rec.Name, Mode: rec.Mode, Size: int64(rec.FileSize), Data: func() ([]byte, error) {
 			b := make([]byte, rec.FileSize)
-			_, err := rec.ReadAt(b, 0)
-			if errors.Is(err, io.EOF) {
-				err = nil
+			if n, err := rec.ReadAt(b, 0); n < len(b) {
+				return nil, fmt.Errorf("read %s of the initramfs: %w", rec.Name, err)
 			}
-			return b, err
+			return b, nil
 		}})
 	}
 }

@@ -261,6 +261,9 @@ func (b *Builder) locked(f func() error) error {
 		return err
 	}
 	defer unlock()
+	if err := b.pruneScopes(); err != nil {
+		return err
+	}
 	b.stat = openStatCache(filepath.Join(b.scope, "stat.json"))
 	if err := f(); err != nil {
 		return err
@@ -269,6 +272,31 @@ func (b *Builder) locked(f func() error) error {
 		return nil
 	}
 	return b.stat.save()
+}
+
+// pruneScopes notes which source tree the scope is of, and removes what is
+// known of trees that are no more.
+func (b *Builder) pruneScopes() error {
+	const name = "source"
+	if err := writeFile(filepath.Join(b.scope, name), []byte(b.cfg.Source)); err != nil {
+		return err
+	}
+	notes, err := filepath.Glob(filepath.Join(filepath.Dir(b.scope), "*", name))
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
+		source, err := os.ReadFile(n)
+		if err != nil {
+			continue // another build was faster
+		}
+		if _, err := os.Stat(string(source)); errors.Is(err, fs.ErrNotExist) {
+			if err := os.RemoveAll(filepath.Dir(n)); err != nil {
+				return fmt.Errorf("tidy the cache: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // runSteps runs the named steps and what they need, all of them if names is

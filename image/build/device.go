@@ -24,7 +24,7 @@ func deviceFlags(symbols bool) []string {
 	if symbols {
 		ld = "-buildid="
 	}
-	return []string{"-trimpath", "-buildvcs=false", "-ldflags", ld}
+	return []string{"-trimpath", "-ldflags", ld}
 }
 
 // goDeps is what is known of the packages that the device program consists of.
@@ -163,7 +163,7 @@ func (b *Builder) goCommand(ctx context.Context, args ...string) (string, error)
 	}
 	// Settings that shape the program are fixed here; where modules come from
 	// and where the compiler's cache lies is the user's.
-	cmd.Env = append(cmd.Env, "GOOS=linux", "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOEXPERIMENT=", "GODEBUG=", "GOFIPS140=off", "LC_ALL=C")
+	cmd.Env = append(cmd.Env, "GOOS=linux", "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off", "GOEXPERIMENT=", "GODEBUG=", "GOFIPS140=off", "LC_ALL=C")
 	for _, k := range sortedKeys(b.board.Arch.Go) {
 		cmd.Env = append(cmd.Env, k+"="+b.board.Arch.Go[k])
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 
@@ -38,6 +39,7 @@ func (b *Builder) compress(file string, feed func(io.Writer) error) error {
 		if err != nil {
 			return err
 		}
+		z.ModTime = time.Unix(0, 0) // the zero Time is not "none" to this package
 		in := bufio.NewWriterSize(z, 1<<20)
 		if err := feed(in); err != nil {
 			return err

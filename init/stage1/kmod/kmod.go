@@ -29,7 +29,8 @@ import (
 // Set is the modules below one root folder.
 type Set struct {
 	load    func(name, params string) error
-	names   map[string]bool // of the files, with underscores
+	names   map[string]bool     // of the files, with underscores
+	users   map[string][]string // module → those that depend on it
 	aliases []alias
 	soft    map[string][]string // module → what to load before
 
@@ -62,14 +63,21 @@ func Open(root string) (*Set, error) {
 }
 
 func read(dir string) (*Set, error) {
-	s := &Set{names: map[string]bool{}, soft: map[string][]string{}, done: map[string]*sync.Once{}, errs: map[string]error{}}
+	s := &Set{names: map[string]bool{}, users: map[string][]string{}, soft: map[string][]string{}, done: map[string]*sync.Once{}, errs: map[string]error{}}
 	for _, f := range []struct {
 		name  string
 		parse func(line string)
 	}{
 		{"modules.dep", func(line string) {
-			if file, _, ok := strings.Cut(line, ":"); ok {
-				s.names[moduleName(file)] = true
+			file, deps, ok := strings.Cut(line, ":")
+			if !ok {
+				return
+			}
+			name := moduleName(file)
+			s.names[name] = true
+			for _, d := range strings.Fields(deps) {
+				d = moduleName(d)
+				s.users[d] = append(s.users[d], name)
 			}
 		}},
 		{"modules.builtin", func(line string) { s.names[moduleName(line)] = true }},
@@ -229,8 +237,9 @@ func List(paths ...string) ([]string, error) {
 }
 
 // Needed returns the lines of a list that this machine has a use for: all but
-// drivers none of whose devices is present. Without modules.alias that is all
-// of them.
+// drivers none of whose devices is present, and what other modules of the list
+// depend on, which comes along with them. Without modules.alias no driver is
+// left out.
 func (s *Set) Needed(lines, devices []string) []string {
 	drivers := map[string]bool{}
 	for _, a := range s.aliases {
@@ -242,15 +251,30 @@ func (s *Set) Needed(lines, devices []string) []string {
 	for _, m := range s.Drivers(devices) {
 		wanted[m] = true
 	}
+	listed := map[string]bool{}
+	for _, line := range lines {
+		listed[nameIn(line)] = true
+	}
 	var out []string
 	for _, line := range lines {
-		name, _, _ := strings.Cut(line, " ")
-		name = underscored(name)
-		if !drivers[name] || wanted[name] {
+		name := nameIn(line)
+		switch {
+		case drivers[name]:
+			if wanted[name] {
+				out = append(out, line)
+			}
+		case strings.Contains(line, " ") || !slices.ContainsFunc(s.users[name], func(user string) bool { return listed[user] }):
+			// Somebody who gives parameters means the module itself.
 			out = append(out, line)
 		}
 	}
 	return out
+}
+
+// nameIn returns the module that a line of a list names.
+func nameIn(line string) string {
+	name, _, _ := strings.Cut(line, " ")
+	return underscored(name)
 }
 
 // isDevice tells the pattern of a bus ("pci:v00008086d…") from that of a

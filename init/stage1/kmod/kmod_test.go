@@ -96,6 +96,15 @@ func TestNeeded(t *testing.T) {
 	if got, want := s.Needed(list, devices), []string{"squashfs", "ext4", "virtio_blk", "e1000 debug=1"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
+	// A library comes with what needs it, unless it has parameters.
+	if got, want := s.Needed([]string{"jbd2", "ext4"}, nil), []string{"ext4"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, list := range [][]string{{"jbd2", "squashfs"}, {"jbd2 debug=1", "ext4"}} {
+		if got := s.Needed(list, nil); !reflect.DeepEqual(got, list) {
+			t.Errorf("got %q, want %q", got, list)
+		}
+	}
 	s.aliases = nil
 	if got := s.Needed(list, devices); !reflect.DeepEqual(got, list) {
 		t.Errorf("without aliases: got %q", got)

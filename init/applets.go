@@ -4,12 +4,17 @@ import (
 	"path"
 	"slices"
 
+	"weft/init/applet/command"
+	"weft/init/applet/files"
 	"weft/init/applet/logcli"
 	"weft/init/applet/nettools"
+	"weft/init/applet/procps"
 	"weft/init/applet/reset"
 	"weft/init/applet/scriptcmd"
 	"weft/init/applet/servicecli"
 	"weft/init/applet/shell"
+	"weft/init/applet/system"
+	"weft/init/applet/text"
 	"weft/init/applet/ubuscli"
 	"weft/init/applet/ucicli"
 	"weft/init/applet/vi"
@@ -83,7 +88,111 @@ var applets = []applet{
 	{"/sbin/ip", nettools.IP, plain},
 	{"/usr/bin/nslookup", nettools.Nslookup, plain},
 	{"/usr/bin/wget", nettools.Wget, plain},
-	// everyday
+	// files and folders
+	{"/usr/bin/base64", files.Base64, inline},
+	{"/usr/bin/basename", files.Basename, inline},
+	{"/bin/cat", files.Cat, inline},
+	{"/bin/chgrp", files.Chown, inline},
+	{"/bin/chmod", files.Chmod, inline},
+	{"/bin/chown", files.Chown, inline},
+	{"/usr/bin/cmp", files.Cmp, inline},
+	{"/bin/cp", files.Cp, inline},
+	{"/bin/dd", files.Dd, inline},
+	{"/bin/df", files.Df, inline},
+	{"/usr/bin/dirname", files.Dirname, inline},
+	{"/usr/bin/du", files.Du, inline},
+	{"/usr/bin/find", files.Find, inline},
+	{"/bin/gunzip", files.Gzip, inline},
+	{"/bin/gzip", files.Gzip, inline},
+	{"/bin/ln", files.Ln, inline},
+	{"/bin/ls", files.Ls, inline},
+	{"/usr/bin/md5sum", files.Sum, inline},
+	{"/bin/mkdir", files.Mkdir, inline},
+	{"/usr/bin/mkfifo", files.Mkfifo, inline},
+	{"/bin/mknod", files.Mknod, inline},
+	{"/bin/mktemp", files.Mktemp, inline},
+	{"/bin/mv", files.Mv, inline},
+	{"/usr/bin/readlink", files.Readlink, inline},
+	{"/usr/bin/realpath", files.Realpath, inline},
+	{"/bin/rm", files.Rm, inline},
+	{"/bin/rmdir", files.Rmdir, inline},
+	{"/usr/bin/sha1sum", files.Sum, inline},
+	{"/usr/bin/sha256sum", files.Sum, inline},
+	{"/usr/bin/sha512sum", files.Sum, inline},
+	{"/usr/bin/stat", files.Stat, inline},
+	{"/bin/sync", files.Sync, inline},
+	{"/bin/tar", files.Tar, inline},
+	{"/bin/touch", files.Touch, inline},
+	{"/usr/bin/truncate", files.Truncate, inline},
+	{"/bin/zcat", files.Gzip, inline},
+	// text
+	{"/usr/bin/cut", text.Cut, inline},
+	{"/usr/bin/diff", text.Diff, inline},
+	{"/bin/egrep", text.Grep, inline},
+	{"/usr/bin/expr", text.Expr, inline},
+	{"/bin/fgrep", text.Grep, inline},
+	{"/usr/bin/fold", text.Fold, inline},
+	{"/bin/grep", text.Grep, inline},
+	{"/usr/bin/head", text.Head, inline},
+	{"/usr/bin/hexdump", text.Hexdump, inline},
+	{"/usr/bin/nl", text.Nl, inline},
+	{"/usr/bin/paste", text.Paste, inline},
+	{"/usr/bin/rev", text.Rev, inline},
+	{"/bin/sed", text.Sed, inline},
+	{"/usr/bin/seq", text.Seq, inline},
+	{"/usr/bin/sort", text.Sort, inline},
+	{"/usr/bin/strings", text.Strings, inline},
+	{"/usr/bin/tac", text.Tac, inline},
+	{"/usr/bin/tail", text.Tail, inline},
+	{"/usr/bin/tee", text.Tee, inline},
+	{"/usr/bin/tr", text.Tr, inline},
+	{"/usr/bin/uniq", text.Uniq, inline},
+	{"/usr/bin/wc", text.Wc, inline},
+	{"/usr/bin/xxd", text.Xxd, inline},
+	{"/usr/bin/yes", text.Yes, inline},
+	// running commands, time
+	{"/usr/sbin/chroot", command.Chroot, plain},
+	{"/bin/date", command.Date, inline},
+	{"/usr/bin/env", command.Env, plain},
+	{"/usr/bin/flock", command.Flock, plain},
+	{"/bin/nice", command.Nice, plain},
+	{"/usr/bin/nohup", command.Nohup, plain},
+	{"/usr/bin/nproc", command.Nproc, inline},
+	{"/usr/bin/printenv", command.Printenv, inline},
+	{"/bin/pwd", command.Pwd, plain},
+	{"/usr/bin/setsid", command.Setsid, plain},
+	{"/bin/sleep", command.Sleep, inline},
+	{"/usr/bin/time", command.Time, plain},
+	{"/usr/bin/timeout", command.Timeout, plain},
+	{"/usr/bin/tty", command.Tty, inline},
+	{"/bin/usleep", command.Usleep, inline},
+	{"/usr/bin/which", command.Which, inline},
+	{"/usr/bin/whoami", command.Whoami, inline},
+	{"/usr/bin/xargs", command.Xargs, plain},
+	// processes and memory
+	{"/usr/bin/free", procps.Free, inline},
+	{"/usr/bin/killall", procps.Killall, plain},
+	{"/usr/bin/pgrep", procps.Pgrep, inline},
+	{"/usr/bin/pidof", procps.Pidof, inline},
+	{"/usr/bin/pkill", procps.Pgrep, plain},
+	{"/bin/ps", procps.Ps, inline},
+	{"/usr/bin/top", procps.Top, plain},
+	{"/usr/bin/uptime", procps.Uptime, inline},
+	// the machine
+	{"/sbin/blkid", system.Blkid, plain},
+	{"/sbin/block", system.Block, device},
+	{"/bin/dmesg", system.Dmesg, plain},
+	{"/bin/hostname", system.Hostname, inline},
+	{"/sbin/insmod", system.Insmod, device},
+	{"/sbin/lsmod", system.Lsmod, inline},
+	{"/sbin/modprobe", system.Modprobe, device},
+	{"/bin/mount", system.Mount, device},
+	{"/sbin/rmmod", system.Rmmod, device},
+	{"/sbin/sysctl", system.Sysctl, device},
+	{"/bin/umount", system.Umount, device},
+	{"/bin/uname", system.Uname, inline},
+	{"/usr/bin/arch", system.Arch, inline},
+	// editor
 	{"/usr/bin/vi", vi.Vi, plain},
 }
 

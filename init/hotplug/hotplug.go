@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -66,6 +67,23 @@ func New(o Options) *Hotplug {
 	return &Hotplug{o: o, tried: map[string]bool{}, calls: make(chan Event, queueLength)}
 }
 
+// goSafe runs f in a goroutine that Run waits for. A panic is logged: it would
+// end the whole program, which is PID 1.
+func (h *Hotplug) goSafe(what string, f func()) {
+	h.work.Go(func() {
+		defer func() {
+			if v := recover(); v != nil {
+				h.o.Log.Error("panic in PID 1; it goes on", "where", what, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			}
+		}()
+		f()
+	})
+}
+
+// Prepare reads the lists of the kernel's modules ahead of Coldplug, which is
+// worth a tenth of a second on a slow machine with a processor to spare.
+func (h *Hotplug) Prepare() { h.set() }
+
 // set opens the modules once. It is nil where there are none.
 func (h *Hotplug) set() Modules {
 	h.mu.Lock()
@@ -114,7 +132,11 @@ func (h *Hotplug) Coldplug(ctx context.Context) error {
 			return nil
 		}
 		var rest sync.WaitGroup
-		rest.Go(func() { h.report(set.LoadAll(parallel)) })
+		rest.Add(1)
+		h.goSafe("modules", func() {
+			defer rest.Done()
+			h.report(set.LoadAll(parallel))
+		})
 		for _, m := range inOrder {
 			name, params, _ := strings.Cut(m, " ")
 			h.report(set.Load(name, strings.TrimSpace(params)))
@@ -199,7 +221,7 @@ func isNetwork(alias string) bool {
 // Run follows uevents from conn until ctx ends.
 func (h *Hotplug) Run(ctx context.Context, conn *Conn) error {
 	defer h.work.Wait()
-	h.work.Go(func() { h.callScripts(ctx) })
+	h.goSafe("hotplug scripts", func() { h.callScripts(ctx) })
 	return conn.read(ctx, func(e Event) { h.handle(e) }, func(err error) {
 		h.o.Log.Warn("uevents lost: devices that came or went meanwhile are not noticed", "error", err)
 	})
@@ -216,7 +238,7 @@ func (h *Hotplug) handle(e Event) {
 				if !seen {
 					// Not here: the kernel waits for user space while some
 					// drivers start, and tells so by uevents.
-					h.work.Go(func() { h.report(set.Load(m, "")) })
+					h.goSafe("module "+m, func() { h.report(set.Load(m, "")) })
 				}
 			}
 		}

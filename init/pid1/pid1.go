@@ -195,6 +195,8 @@ func (p *pid1) boot(table map[string]unit.Func) {
 	if _, err := os.Stat("/bin/sh"); err != nil && table["sh"] != nil {
 		p.shell = []string{"/proc/self/exe", "sh", "--login"}
 	}
+	p.hot = hotplug.New(hotplug.Options{Log: p.log, Call: p.run})
+	go p.guard("modules", p.hot.Prepare)
 	p.takeOver()
 	// ctrl-alt-del becomes a signal for us in place of an immediate reboot.
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
@@ -297,20 +299,9 @@ func (p *pid1) startRunner(ctx context.Context) error {
 			p.log.Warn("the kernel lacks cgroup controllers: their limits do not hold", "controllers", strings.Join(missing, " "))
 		}
 	}
-	notify := ""
-	l, err := process.ListenNotify(notifySocket)
-	if err != nil {
-		p.log.Error("services cannot report readiness and health", "error", err)
-	} else {
-		notify = l.Path()
-		go p.guard("notifications", func() {
-			if err := l.Run(ctx, p.notified); err != nil {
-				p.log.Error("services are not heard any more", "error", err)
-			}
-		})
-	}
+	p.listenNotify(ctx)
 	r, err := process.NewRunner(ctx, process.Options{
-		Reaper: p.reaper, Cgroups: p.cgroups, Forward: p.fw, Log: p.log, Notify: notify,
+		Reaper: p.reaper, Cgroups: p.cgroups, Forward: p.fw, Log: p.log, Notify: notifySocket,
 		Functions: map[string]func(context.Context) error{
 			"modules": p.coldplug,
 			"sysctl": func(context.Context) error {
@@ -327,6 +318,26 @@ func (p *pid1) startRunner(ctx context.Context) error {
 	p.runner = r
 	p.sup.SetRunner(r)
 	return nil
+}
+
+// listenNotify hears what services say, from before the first of them starts.
+func (p *pid1) listenNotify(ctx context.Context) {
+	first, err := process.ListenNotify(notifySocket)
+	if err != nil {
+		p.log.Error("services cannot report readiness and health", "error", err)
+	}
+	p.forever(ctx, "notifications", func(ctx context.Context) {
+		l := first
+		if first = nil; l == nil {
+			if l, err = process.ListenNotify(notifySocket); err != nil {
+				p.log.Error("services cannot report readiness and health", "error", err)
+				return
+			}
+		}
+		if err := l.Run(ctx, p.notified); err != nil {
+			p.log.Error("services were not heard for a moment", "error", err)
+		}
+	})
 }
 
 // notified passes a service's word on. Only its main process is listened to.
@@ -606,15 +617,22 @@ func (p *pid1) run(ctx context.Context, argv, env []string) int {
 }
 
 func (p *pid1) startHotplug(ctx context.Context) {
-	p.hot = hotplug.New(hotplug.Options{Log: p.log, Call: p.run})
-	conn, err := hotplug.Listen()
+	// Listening begins before the modules load, so that no device is missed.
+	first, err := hotplug.Listen()
 	if err != nil {
 		p.log.Error("devices that come later are not noticed", "error", err)
 		return
 	}
-	go p.guard("hotplug", func() {
+	p.forever(ctx, "hotplug", func(ctx context.Context) {
+		conn := first
+		if first = nil; conn == nil {
+			if conn, err = hotplug.Listen(); err != nil {
+				p.log.Error("devices that come later are not noticed", "error", err)
+				return
+			}
+		}
 		if err := p.hot.Run(ctx, conn); err != nil {
-			p.log.Error("devices are not noticed any more", "error", err)
+			p.log.Error("devices were not noticed for a moment", "error", err)
 		}
 	})
 }

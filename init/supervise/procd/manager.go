@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"strings"
@@ -294,13 +295,19 @@ func (m *Manager) fire(key string, j *job, f func(context.Context)) {
 	ctx := m.ctx
 	m.mu.Unlock()
 	defer m.work.Done()
+	defer func() {
+		// A timer's goroutine is nobody's: a panic here would end PID 1.
+		if v := recover(); v != nil {
+			m.o.Log.Error("panic in a reload; PID 1 goes on", "job", key, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.jobs, key)
+		if j.again > 0 {
+			m.schedule(key, j.again, f)
+		}
+	}()
 	f(ctx)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.jobs, key)
-	if j.again > 0 {
-		m.schedule(key, j.again, f)
-	}
 }
 
 // Enabled tells whether a service has its start link.

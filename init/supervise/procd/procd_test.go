@@ -393,6 +393,24 @@ func TestTriggers(t *testing.T) {
 	})
 }
 
+func TestTriggerPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.stop()
+		var ran atomic.Int32
+		f.o.Exec = func(context.Context, []string) int { ran.Add(1); panic("boom") }
+		f.mustSet(t, false, `{"name":"x","triggers":[["y",["run_script","/x"],1000]]}`)
+		for want := int32(1); want <= 2; want++ {
+			f.Event("y", nil)
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if ran.Load() != want {
+				t.Fatalf("ran %d times, want %d", ran.Load(), want)
+			}
+		}
+	})
+}
+
 func TestNativeFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t,

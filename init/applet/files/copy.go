@@ -265,7 +265,7 @@ func keep(dst string, from fs.FileInfo) error {
 	if from.Mode()&fs.ModeSymlink == 0 {
 		err = errors.Join(err, wrapPath("chmod", dst, unix.Chmod(dst, st.Mode&0o7777)))
 	}
-	times := []unix.Timespec{{Sec: st.Atim.Sec, Nsec: st.Atim.Nsec}, {Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec}}
+	times := []unix.Timespec{unix.NsecToTimespec(st.Atim.Nano()), unix.NsecToTimespec(st.Mtim.Nano())}
 	return errors.Join(err, wrapPath("set the times of", dst, unix.UtimesNanoAt(unix.AT_FDCWD, dst, times, unix.AT_SYMLINK_NOFOLLOW)))
 }
 

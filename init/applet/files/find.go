@@ -368,7 +368,7 @@ func (f *finder) valued(op, v string) (func(*found) bool, error) {
 			case 'c':
 				t = e.st.Ctim
 			}
-			age := f.now.Sub(time.Unix(t.Sec, t.Nsec))
+			age := f.now.Sub(time.Unix(t.Unix()))
 			return fits(int64(age / unitOf))
 		}, err
 	case "-newer":

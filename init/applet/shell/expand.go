@@ -36,7 +36,7 @@ func (s *shell) fields(words []*syntax.Word) []string {
 		if len(w.Parts) == 1 { // by far the most common: a plain word
 			switch p := w.Parts[0].(type) {
 			case *syntax.Lit:
-				if !strings.ContainsAny(p.Value, `\*?[~`) {
+				if !strings.ContainsAny(p.Value, `\*?[~`) || p.Value == "[" {
 					out = append(out, p.Value)
 					continue
 				}

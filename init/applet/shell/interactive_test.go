@@ -17,7 +17,7 @@ func prompt(t *testing.T, termName string, args ...string) (*ptytest.Session, st
 	cmd := exec.Command(self(t))
 	cmd.Args = append([]string{"sh"}, args...)
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + dir, "PS1=$? > ", "TERM=" + termName, "HISTFILE=" + filepath.Join(dir, "hist")}
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + dir, "PS1=$? > ", "TERM=" + termName, "GORACE=atexit_sleep_ms=0", "HISTFILE=" + filepath.Join(dir, "hist")}
 	s := ptytest.Start(t, 60, 15, cmd)
 	s.WaitFor("0 >")
 	return s, dir

@@ -140,6 +140,15 @@ func (s *shell) expandInner(out []piece, w *syntax.Word, inQuotes bool) []piece 
 			}
 			continue
 		}
+		if q, ok := part.(*syntax.SglQuoted); ok && inQuotes && !q.Dollar {
+			// In "${x-'...'}" single quotes are ordinary characters.
+			out = append(out, piece{"'", quoted})
+			if w, err := syntax.NewParser().Document(strings.NewReader(q.Value)); err == nil {
+				out = append(out, piece{s.document(w), quoted})
+			}
+			out = append(out, piece{"'", quoted})
+			continue
+		}
 		out = s.expandPart(out, part, inQuotes)
 	}
 	if len(out) == before {

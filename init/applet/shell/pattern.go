@@ -171,14 +171,19 @@ func unquotePattern(s string) string {
 	return b.String()
 }
 
-// hasMeta reports whether the pattern has an unquoted *, ? or [.
+// hasMeta reports whether the pattern has an unquoted *, ? or bracket expression.
+// A lone [, the command, is none: it must not cost a look at the folder.
 func hasMeta(pattern string) bool {
 	for i := 0; i < len(pattern); i++ {
 		switch pattern[i] {
 		case '\\':
 			i++
-		case '*', '?', '[':
+		case '*', '?':
 			return true
+		case '[':
+			if _, end := bracket(pattern[i:], 0); end > 0 {
+				return true
+			}
 		}
 	}
 	return false

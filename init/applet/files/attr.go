@@ -104,7 +104,17 @@ func ParseMode(spec string, old, umask uint32, isDir bool) (uint32, error) {
 	return mode, nil
 }
 
+// umask is the process's mask. It is read where the kernel shows it (since 4.7):
+// the system call can only tell by changing it, under the feet of other threads.
 func umask() uint32 {
+	if b, err := os.ReadFile("/proc/self/status"); err == nil {
+		if _, rest, ok := strings.Cut(string(b), "\nUmask:"); ok {
+			line, _, _ := strings.Cut(rest, "\n")
+			if n, err := strconv.ParseUint(strings.TrimSpace(line), 8, 32); err == nil {
+				return uint32(n)
+			}
+		}
+	}
 	m := unix.Umask(0)
 	unix.Umask(m)
 	return uint32(m)

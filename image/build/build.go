@@ -185,7 +185,7 @@ func codeHashes() map[string]string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
 			switch m.Path {
-			case "github.com/klauspost/compress", "github.com/u-root/u-root", "github.com/CycloneDX/cyclonedx-go", "github.com/ulikunitz/xz":
+			case "github.com/klauspost/compress", "github.com/u-root/u-root", "github.com/CycloneDX/cyclonedx-go":
 				out["library "+m.Path] = m.Version + m.Sum
 			}
 		}

@@ -83,7 +83,8 @@ func (e *engine) run(ctx context.Context, steps []*step) error {
 	done := map[string]chan struct{}{}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range steps {
-		done[s.name] = make(chan struct{})
+		ended := make(chan struct{})
+		done[s.name] = ended
 		var wait []chan struct{}
 		for _, n := range s.needs {
 			c, ok := done[n]
@@ -103,7 +104,7 @@ func (e *engine) run(ctx context.Context, steps []*step) error {
 			if err := e.one(ctx, s); err != nil {
 				return err
 			}
-			close(done[s.name])
+			close(ended)
 			return nil
 		})
 	}
@@ -185,14 +186,6 @@ func (e *engine) out(name string) string {
 		panic("BUG: the output of step " + name + " is read by one that does not need it")
 	}
 	return r.dir
-}
-
-// made tells whether a step's output is there (it may not be in a dry run).
-func (e *engine) made(name string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	r, ok := e.results[name]
-	return ok && !r.unmade
 }
 
 // make runs the step in a temporary folder and moves that into its place.

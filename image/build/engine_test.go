@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -141,14 +142,14 @@ func TestEngineFailure(t *testing.T) {
 // TestBefore: errChanged comes out as it is, so that the build starts over.
 func TestBefore(t *testing.T) {
 	dir := t.TempDir()
-	calls := 0
+	var calls atomic.Int32
 	e := &engine{cache: filepath.Join(dir, "cache"), scope: filepath.Join(dir, "scope"), before: func(context.Context) error {
-		calls++
+		calls.Add(1)
 		return errChanged
 	}}
 	g := &graph{inputs: map[string]map[string]string{}}
-	if err := e.run(t.Context(), g.steps()); !errors.Is(err, errChanged) || len(g.ran) != 0 || calls == 0 {
-		t.Errorf("got %v after %d calls, ran %v", err, calls, g.ran)
+	if err := e.run(t.Context(), g.steps()); !errors.Is(err, errChanged) || len(g.ran) != 0 || calls.Load() == 0 {
+		t.Errorf("got %v after %d calls, ran %v", err, calls.Load(), g.ran)
 	}
 }
 

@@ -171,6 +171,9 @@ func (b *Builder) modulesInputs() (map[string]string, error) {
 	value(in, "modules", b.moduleNames())
 	value(in, "optional modules", b.board.Modules.Optional)
 	value(in, "kernel image", b.board.Kernel.Image)
+	if err := b.pinTool(in, "xz"); err != nil {
+		return nil, err
+	}
 	return in, b.pin(in, b.kernelID())
 }
 
@@ -183,7 +186,11 @@ func (b *Builder) runModules(ctx context.Context, out string) error {
 	if err != nil {
 		return err
 	}
-	set, err := kmod.Select(ctx, release, dir, b.moduleNames(), b.board.Modules.Optional, filepath.Join(out, "modules"))
+	xz, err := b.store.Tool(ctx, "xz")
+	if err != nil {
+		return err
+	}
+	set, err := kmod.Select(ctx, xz, release, dir, b.moduleNames(), b.board.Modules.Optional, filepath.Join(out, "modules"))
 	if err != nil {
 		return err
 	}

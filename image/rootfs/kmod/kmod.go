@@ -17,6 +17,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -24,7 +25,6 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -71,10 +71,16 @@ func Release(tree string) (release, dir string, err error) {
 	return "", "", fmt.Errorf("find the kernel's release: no modules below %s", tree)
 }
 
+// Commander runs one program; *pins.Tool is one.
+type Commander interface {
+	Command(ctx context.Context, args ...string) *exec.Cmd
+}
+
 // Select decompresses the named modules and all that they need from dir (the
 // folder of one release) into out, which keeps their paths. A name in optional
-// may be missing. Modules that are built into the kernel need no file.
-func Select(ctx context.Context, release, dir string, names, optional []string, out string) (*Set, error) {
+// may be missing. Modules that are built into the kernel need no file. xz is the
+// program of that name: ten times as fast as one in Go.
+func Select(ctx context.Context, xz Commander, release, dir string, names, optional []string, out string) (*Set, error) {
 	files, err := index(dir)
 	if err != nil {
 		return nil, err
@@ -113,10 +119,7 @@ func Select(ctx context.Context, release, dir string, names, optional []string, 
 		g.SetLimit(runtime.GOMAXPROCS(0))
 		for i, n := range round {
 			g.Go(func() error {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				m, err := unpack(dir, files[n], out)
+				m, err := unpack(ctx, xz, dir, files[n], out)
 				if err != nil {
 					return fmt.Errorf("module %s: %w", n, err)
 				}
@@ -180,26 +183,31 @@ func canonical(n string) string { return strings.ReplaceAll(n, "-", "_") }
 const maxModule = 256 << 20
 
 // unpack decompresses the module at dir/p into out and reads its .modinfo.
-func unpack(dir, p, out string) (*Module, error) {
+func unpack(ctx context.Context, xz Commander, dir, p, out string) (*Module, error) {
 	f, err := os.Open(filepath.Join(dir, filepath.FromSlash(p)))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	var r io.Reader
 	plain, ext := p[:strings.LastIndex(p, ".ko")+len(".ko")], path.Ext(p)
+	var buf limited
 	switch ext {
 	case ".ko":
-		r = f
+		_, err = io.Copy(&buf, f)
 	case ".xz":
-		r, err = xz.NewReader(f)
+		cmd := xz.Command(ctx, "--decompress", "--stdout")
+		cmd.Stdin, cmd.Stdout = f, &buf
+		err = cmd.Run()
 	case ".gz":
-		r, err = gzip.NewReader(f)
+		var r *gzip.Reader
+		if r, err = gzip.NewReader(f); err == nil {
+			_, err = io.Copy(&buf, r)
+		}
 	case ".zst":
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(f, zstd.WithDecoderConcurrency(1)); err == nil {
 			defer d.Close()
-			r = d
+			_, err = io.Copy(&buf, d)
 		}
 	default:
 		err = fmt.Errorf("compression %s is not known; xz, gz and zst are", ext)
@@ -207,13 +215,7 @@ func unpack(dir, p, out string) (*Module, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decompress %s: %w", p, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(r, maxModule+1))
-	if err != nil {
-		return nil, fmt.Errorf("decompress %s: %w", p, err)
-	}
-	if len(data) > maxModule {
-		return nil, fmt.Errorf("decompress %s: more than %d bytes", p, maxModule)
-	}
+	data := buf.Bytes()
 	m, err := ParseModinfo(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", p, err)
@@ -224,6 +226,22 @@ func unpack(dir, p, out string) (*Module, error) {
 		return nil, err
 	}
 	return m, os.WriteFile(dst, data, 0o644)
+}
+
+// limited is a buffer that refuses to grow beyond maxModule.
+type limited struct{ bytes.Buffer }
+
+// Write appends p, or fails.
+func (l *limited) Write(p []byte) (int, error) {
+	if l.Len()+len(p) > maxModule {
+		return 0, fmt.Errorf("more than %d bytes", maxModule)
+	}
+	return l.Buffer.Write(p)
+}
+
+// ReadFrom is not the buffer's, which knows no limit.
+func (l *limited) ReadFrom(r io.Reader) (int64, error) {
+	return io.Copy(struct{ io.Writer }{l}, r)
 }
 
 // ParseModinfo reads what a module says of itself from its ELF file. Name, Path

@@ -76,7 +76,7 @@ func kernel(t *testing.T) string {
 
 func TestSelect(t *testing.T) {
 	dir, out := kernel(t), t.TempDir()
-	s, err := Select(t.Context(), "6.1", dir, []string{"a", "e", "g", "maybe"}, []string{"maybe"}, out)
+	s, err := Select(t.Context(), nil, "6.1", dir, []string{"a", "e", "g", "maybe"}, []string{"maybe"}, out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ kernel/f.ko:
 }
 
 func TestSelectMissing(t *testing.T) {
-	_, err := Select(t.Context(), "6.1", kernel(t), []string{"broken", "nope"}, nil, t.TempDir())
+	_, err := Select(t.Context(), nil, "6.1", kernel(t), []string{"broken", "nope"}, nil, t.TempDir())
 	if !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "lost") || !strings.Contains(err.Error(), "nope") {
 		t.Errorf("got %v, want ErrMissing naming lost and nope", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"weft/init/applet/shell"
+	"weft/init/applet/zone"
 	"weft/init/pid1"
 	"weft/init/stage1"
 	"weft/init/unit"
@@ -22,6 +23,7 @@ func main() {
 	if os.Getpid() == 1 {
 		boot()
 	}
+	zone.Set()
 	shell.SetApplets(lookup)
 	os.Exit(run(context.Background(), unit.OSCall()))
 }

@@ -640,7 +640,7 @@ func (e *editor) repeat(count int) {
 	defer func() { e.replay = false }()
 	e.pending = e.pending[:0]
 	if count > 0 {
-		for _, d := range []rune(itoa(count)) {
+		for _, d := range itoa(count) {
 			e.key(d)
 		}
 	}

@@ -65,8 +65,6 @@ type Menu struct {
 	PartUUID string // of the root file system
 	Cmdline  string // after root=… rootwait
 	GRUB     boards.GRUB
-	// Serial tells whether the loader knows serial ports by unit number.
-	Serial bool
 }
 
 // Config returns grub.cfg: LEDE's header, then the two entries, whose command

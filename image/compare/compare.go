@@ -465,6 +465,11 @@ func readerDifference(a, b io.Reader) (int64, error) {
 	for {
 		na, errA := io.ReadFull(a, bufA)
 		nb, errB := io.ReadFull(b, bufB)
+		for _, err := range []error{errA, errB} {
+			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				return 0, err
+			}
+		}
 		n := min(na, nb)
 		if !bytes.Equal(bufA[:n], bufB[:n]) {
 			for i := range n {
@@ -477,11 +482,6 @@ func readerDifference(a, b io.Reader) (int64, error) {
 			return pos + int64(n), nil
 		}
 		pos += int64(n)
-		for _, err := range []error{errA, errB} {
-			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-				return 0, err
-			}
-		}
 		if errA != nil {
 			return -1, nil
 		}

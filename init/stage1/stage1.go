@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -273,6 +274,7 @@ func (b *boot) reach(ctx context.Context) error {
 		return err
 	}
 	b.mark("rom")
+	go warm(romDir + "/sbin/init")
 
 	if b.failsafe() {
 		<-b.loaded
@@ -388,6 +390,19 @@ func mountRom(device string) error {
 		return fmt.Errorf("mount the root file system on %s: %w", device, err)
 	}
 	return nil
+}
+
+// warm reads the program that PID 1 and every service will be into the page
+// cache, so that unpacking it from the squashfs runs beside the work on disks and
+// file systems: worth 0.5 s under emulation. Nothing is lost where it fails; the
+// kernel reads the pages when they are needed.
+func warm(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_, _ = io.Copy(io.Discard, struct{ io.Reader }{f})
 }
 
 // makeRoot puts squashfs and overlay together at newRoot and restores a saved

@@ -36,12 +36,6 @@ type process struct {
 	comm                 string // at most 15 bytes, the kernel's name
 }
 
-// kernelThread tells the threads of the kernel, which have no memory: children of
-// kthreadd, PID 2, and itself.
-func (p *process) kernelThread() bool {
-	return p.vsz == 0 && p.state != 'Z' && (p.ppid == 2 || p.pid == 2)
-}
-
 // stat is the state in busybox's letters: W no memory, < and N by nice value.
 func (p *process) stat() string {
 	s := string(p.state)

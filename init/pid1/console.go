@@ -22,8 +22,8 @@ import (
 // consoles are the terminals that the kernel writes to.
 type consoles struct {
 	mu    sync.Mutex
-	files []*os.File
-	names []string
+	names []string            // below /dev
+	files map[string]*os.File // those that could be opened
 }
 
 // writeLimit bounds a write to a console that somebody stopped with Ctrl-S.
@@ -31,18 +31,26 @@ const writeLimit = 200 * time.Millisecond
 
 // openConsoles opens the consoles in sysfs's list.
 func openConsoles() *consoles {
-	c := &consoles{}
+	c := &consoles{files: map[string]*os.File{}}
 	text, _ := os.ReadFile("/sys/class/tty/console/active")
 	c.names = strings.Fields(string(text))
 	if len(c.names) == 0 {
 		c.names = []string{"console"}
 	}
 	for _, n := range c.names {
-		if f, err := os.OpenFile("/dev/"+n, os.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK, 0); err == nil {
-			c.files = append(c.files, f)
-		}
+		c.open(n)
 	}
 	return c
+}
+
+func (c *consoles) open(name string) *os.File {
+	f, err := os.OpenFile("/dev/"+name, os.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		delete(c.files, name) // a VGA console without a card, say
+		return nil
+	}
+	c.files[name] = f
+	return f
 }
 
 // print writes a line to every console, after "weft: ".
@@ -50,9 +58,23 @@ func (c *consoles) print(format string, args ...any) {
 	line := "weft: " + fmt.Sprintf(format, args...) + "\n"
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, f := range c.files {
+	for _, n := range c.names {
+		f := c.files[n]
+		if f == nil {
+			continue
+		}
 		f.SetWriteDeadline(time.Now().Add(writeLimit))
-		io.WriteString(f, line)
+		_, err := io.WriteString(f, line)
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		// The end of a login hangs its terminal up, and with it every
+		// descriptor that was open at the time.
+		f.Close()
+		if f = c.open(n); f != nil {
+			f.SetWriteDeadline(time.Now().Add(writeLimit))
+			io.WriteString(f, line)
+		}
 	}
 }
 

@@ -68,9 +68,10 @@ type pid1 struct {
 	hand    *handover.Handover
 	shell   []string // path and arguments of a root shell
 
-	early earlyMessages // of the supervisor's loop
-	power chan powerRequest
-	down  chan supervise.Down
+	early   earlyMessages // of the supervisor's loop
+	power   chan powerRequest
+	down    chan supervise.Down
+	drivers chan struct{} // drivers were loaded
 
 	mu       sync.Mutex
 	change   chan struct{} // closed at the next notice
@@ -120,7 +121,7 @@ func Run(table map[string]unit.Func) int {
 func newPID1() *pid1 {
 	p := &pid1{
 		tl: newTimeline(), natives: map[string]*unitfile.Unit{}, change: make(chan struct{}),
-		power: make(chan powerRequest, 8), down: make(chan supervise.Down, 1),
+		power: make(chan powerRequest, 8), down: make(chan supervise.Down, 1), drivers: make(chan struct{}, 1),
 		fw: process.NewForwarder(logSocket, logBuffer), hand: &handover.Handover{},
 	}
 	p.log = unit.NewLog(&logWriter{p}, true, slog.LevelInfo)
@@ -640,6 +641,10 @@ func (p *pid1) startHotplug(ctx context.Context) {
 // coldplug is the unit modules.
 func (p *pid1) coldplug(ctx context.Context) error {
 	err := p.hot.Coldplug(ctx)
+	select {
+	case p.drivers <- struct{}{}:
+	default:
+	}
 	p.hot.Replay()
 	return err
 }
@@ -652,6 +657,7 @@ func (p *pid1) startWatchdog(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
+			case <-p.drivers: // perhaps its own is among them
 			case <-time.After(next):
 			}
 		}

@@ -2,43 +2,31 @@ module weft
 
 go 1.26.0
 
-require github.com/u-root/u-root v0.16.0
-
-require github.com/insomniacslk/dhcp v0.0.0-20260901064844-234b97448fae
-
-require github.com/vishvananda/netlink v1.3.1
-
-require mvdan.cc/sh/v3 v3.14.1
-
-require github.com/BurntSushi/toml v1.6.0
-
-require github.com/spf13/cobra v1.10.2
-
-require github.com/vbauerster/mpb/v8 v8.16.2
-
-require golang.org/x/sys v0.49.0
-
-require golang.org/x/term v0.47.0
-
-require golang.org/x/sync v0.24.0
-
-require github.com/klauspost/compress v1.20.3
-
-require github.com/CycloneDX/cyclonedx-go v0.12.0
-
-require github.com/ProtonMail/go-crypto v1.5.2
-
-require pault.ag/go/debian v0.19.0
-
-require github.com/ulikunitz/xz v0.5.17
-
-require github.com/rogpeppe/go-internal v1.16.0
-
-require github.com/google/go-cmp v0.7.0
-
-require github.com/diskfs/go-diskfs v1.9.4
-
-require golang.org/x/crypto v0.58.0
+require (
+	github.com/BurntSushi/toml v1.6.0
+	github.com/CycloneDX/cyclonedx-go v0.12.0
+	github.com/ProtonMail/go-crypto v1.5.2
+	github.com/diskfs/go-diskfs v1.9.4
+	github.com/google/go-cmp v0.7.0
+	github.com/insomniacslk/dhcp v0.0.0-20260901064844-234b97448fae
+	github.com/klauspost/compress v1.20.3
+	github.com/mdlayher/packet v1.1.2
+	github.com/miekg/dns v1.1.73
+	github.com/rogpeppe/go-internal v1.16.0
+	github.com/spf13/cobra v1.10.2
+	github.com/spf13/pflag v1.0.9
+	github.com/u-root/u-root v0.16.0
+	github.com/ulikunitz/xz v0.5.17
+	github.com/vbauerster/mpb/v8 v8.16.2
+	github.com/vishvananda/netlink v1.3.1
+	golang.org/x/crypto/x509roots/fallback v0.0.0-20261030153154-30a33513ff6d
+	golang.org/x/net v0.60.0
+	golang.org/x/sync v0.24.0
+	golang.org/x/sys v0.49.0
+	golang.org/x/term v0.47.0
+	mvdan.cc/sh/v3 v3.14.1
+	pault.ag/go/debian v0.19.0
+)
 
 require (
 	github.com/VividCortex/ewma v1.2.0 // indirect
@@ -55,20 +43,15 @@ require (
 	github.com/kjk/lzma v0.0.0-20161016003348-3fd93898850d // indirect
 	github.com/klauspost/pgzip v1.2.6 // indirect
 	github.com/mattn/go-runewidth v0.0.30 // indirect
-	github.com/mdlayher/packet v1.1.2 // indirect
 	github.com/mdlayher/socket v0.5.1 // indirect
-	github.com/miekg/dns v1.1.73 // indirect
 	github.com/pierrec/lz4/v4 v4.1.26 // indirect
 	github.com/pkg/xattr v0.4.12 // indirect
-	github.com/rekby/gpt v0.0.0-20200219180433-a930afbc6edc // indirect
 	github.com/sirupsen/logrus v1.9.4 // indirect
-	github.com/spf13/pflag v1.0.9 // indirect
 	github.com/u-root/uio v0.0.0-20240224005618-d2acac8f3701 // indirect
 	github.com/vbauerster/cupwriter v0.0.5 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
 	github.com/xi2/xz v0.0.0-20171230120015-48954b6210f8 // indirect
-	golang.org/x/crypto/x509roots/fallback v0.0.0-20261030153154-30a33513ff6d // indirect
-	golang.org/x/net v0.60.0 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/tools v0.48.0 // indirect
 	pault.ag/go/topsort v0.1.1 // indirect
 )

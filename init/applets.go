@@ -192,6 +192,16 @@ var applets = []applet{
 	{"/bin/umount", system.Umount, device},
 	{"/bin/uname", system.Uname, inline},
 	{"/usr/bin/arch", system.Arch, inline},
+	{"/bin/login", system.Login, plain},
+	{"/bin/more", system.Less, plain},
+	{"/bin/stty", system.Stty, plain},
+	{"/sbin/swapoff", system.Swapoff, device},
+	{"/sbin/swapon", system.Swapon, device},
+	{"/usr/bin/clear", system.Clear, plain},
+	{"/usr/bin/id", system.ID, inline},
+	{"/usr/bin/less", system.Less, plain},
+	{"/usr/bin/passwd", system.Passwd, device},
+	{"/usr/bin/reset", system.Reset, plain},
 	// editor
 	{"/usr/bin/vi", vi.Vi, plain},
 }

@@ -22,6 +22,8 @@ import (
 
 // TestMain lets the test binary be an applet or something to be found.
 func TestMain(m *testing.M) {
+	// With -race each process that is started here would wait a second at its end.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	switch os.Getenv("BE") {
 	case "top":
 		os.Exit(Top(context.Background(), unit.OSCall()))
@@ -117,7 +119,7 @@ func TestPs(t *testing.T) {
    30 root      2000 RN   -ash -c a?[2J
    31 root         0 Z    [gone]
 `
-	for _, args := range [][]string{nil, {"ww"}, {"aux"}, {"-ef"}} {
+	for _, args := range [][]string{nil, {"ww"}, {"-ww"}, {"aux"}, {"-ef"}} {
 		if d := cmp.Diff(want, run(args...)); d != "" {
 			t.Errorf("ps %v (-want +got):\n%s", args, d)
 		}

@@ -17,7 +17,7 @@ import (
 	"weft/init/unit"
 )
 
-const psUsage = `[w] [-o COLUMN[=HEADER],...] [-ef]
+const psUsage = `[-w|w] [-o COLUMN[=HEADER],...] [-ef]
 Show the processes.
   -o LIST  these columns: pid ppid pgid sid user group uid comm args stat nice
            nlwp tty time etime vsz rss (sizes in KiB); "=" alone: no header
@@ -87,11 +87,11 @@ func Ps(ctx context.Context, c *unit.Call) int { return ps(ctx, c, system) }
 
 func ps(_ context.Context, c *unit.Call, root proc) int {
 	// -e, -f, -A, -a and -l ask for what is shown anyway, and so does "ps aux".
-	o, code := options.Parse(c, "o:efAal", psUsage)
+	o, code := options.Parse(c, "o:efAalw", psUsage)
 	if code >= 0 {
 		return code
 	}
-	wide := 0
+	wide := o.Count('w')
 	for _, a := range o.Args {
 		if strings.Trim(a, "auxwef") != "" {
 			return o.Fail("%q is neither an option nor w", a)

@@ -236,7 +236,7 @@ func TestMore(t *testing.T) {
 	s := ptytest.Start(t, 40, 8, be(t, "more", path))
 	s.WaitFor("line 7")
 	s.Send(" ")
-	s.WaitFor("line 12")
+	s.WaitFor("(END)")
 	s.Send(" ")
 	if code := s.Exit(); code != 0 {
 		t.Errorf("exit code %d", code)

@@ -18,6 +18,8 @@ import (
 // TestMain lets the test binary be an applet, so that it can be run on a terminal
 // or in namespaces.
 func TestMain(m *testing.M) {
+	// With -race each process that is started here would wait a second at its end.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	if f := map[string]unit.Func{"less": Less, "more": Less, "stty": Stty, "reset": Reset, "login": Login,
 		"passwd": func(ctx context.Context, c *unit.Call) int {
 			return passwd(ctx, c, accounts(os.Getenv("ETC")), 0, testDay)

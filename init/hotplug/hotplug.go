@@ -80,7 +80,7 @@ func (h *Hotplug) goSafe(what string, f func()) {
 	})
 }
 
-// Prepare reads the lists of the kernel's modules ahead of Coldplug, which is
+// Prepare reads the lists of the kernel's modules ahead of Essential, which is
 // worth a tenth of a second on a slow machine with a processor to spare.
 func (h *Hotplug) Prepare() { h.set() }
 
@@ -107,26 +107,39 @@ func (h *Hotplug) set() Modules {
 // behind a bus behind a bus.
 const rounds = 8
 
-// Coldplug loads what /etc/modules-boot.d and /etc/modules.d list, except for
-// drivers whose device is not there, and the drivers of all devices that are.
-// It returns when those are loaded and have brought up no further device.
+// Essential loads what the settings of the network wait for: what
+// /etc/modules-boot.d and /etc/modules.d list, except for drivers whose device is
+// not there, and the drivers of present devices but for those that certainly
+// lead to no network interface, such as graphics or sensors. It returns when
+// those are loaded and have brought up no further device.
 //
 // Drivers of network devices are loaded one after the other in the order of
 // their devices, all else in parallel, so that eth0 is the same at every boot.
-func (h *Hotplug) Coldplug(ctx context.Context) error {
-	set := h.set()
-	if set == nil {
-		return nil
-	}
+func (h *Hotplug) Essential(ctx context.Context) error {
 	lines, err := kmod.List(h.o.Root+"/etc/modules-boot.d", h.o.Root+"/etc/modules.d")
 	if err != nil {
 		h.o.Log.Warn("list of modules not read", "error", err)
+	}
+	return h.load(ctx, lines, func(alias string) bool { return !canWait(alias) })
+}
+
+// Coldplug loads the drivers of all present devices that have none yet.
+func (h *Hotplug) Coldplug(ctx context.Context) error {
+	return h.load(ctx, nil, func(string) bool { return true })
+}
+
+// load loads lines of module lists and the drivers of devices.
+func (h *Hotplug) load(ctx context.Context, lines []string, want func(alias string) bool) error {
+	set := h.set()
+	if set == nil {
+		return nil
 	}
 	for range rounds {
 		devices, err := kmod.Devices(h.o.Root + "/sys")
 		if err != nil {
 			return err
 		}
+		devices = slices.DeleteFunc(devices, func(a string) bool { return !want(a) })
 		inOrder, parallel := h.plan(set, lines, devices)
 		if len(inOrder)+len(parallel) == 0 {
 			return nil
@@ -214,6 +227,34 @@ func isNetwork(alias string) bool {
 		return strings.Contains(alias, "bc02sc")
 	case strings.HasPrefix(alias, "virtio:"):
 		return strings.HasPrefix(alias, "virtio:d00000001")
+	}
+	return false
+}
+
+// canWait tells by its modalias that a device leads to no network interface, not
+// even through a bus behind it. What is not known here cannot wait.
+func canWait(alias string) bool {
+	bus, rest, _ := strings.Cut(alias, ":")
+	switch bus {
+	case "acpi", "input", "serio", "hid", "i2c", "wmi", "cpu", "pnp":
+		return true
+	case "virtio":
+		return !isNetwork(alias)
+	case "pci":
+		// Base classes of the PCI ID list: storage (the root disk is there by
+		// now), display, multimedia, memory, communication ports, system
+		// peripherals, input, signal processing, accelerators; and of the serial
+		// buses SMBus alone, since USB has network adapters.
+		i := strings.LastIndex(rest, "bc")
+		if i < 0 || len(rest) < i+8 {
+			return false
+		}
+		switch rest[i+2 : i+4] {
+		case "01", "03", "04", "05", "07", "08", "09", "11", "12":
+			return true
+		case "0C":
+			return rest[i+4:i+8] == "sc05"
+		}
 	}
 	return false
 }

@@ -89,45 +89,70 @@ func TestColdplug(t *testing.T) {
 	addDevice(t, root, "pci", "0000:00:01.0", nicB)
 	addDevice(t, root, "pci", "0000:00:02.0", disk)
 	addDevice(t, root, "pci", "0000:00:03.0", nicA)
+	addDevice(t, root, "platform", "soc", "of:NsocT(null)Cvendor,mystery")
 	for file, text := range map[string]string{"etc/modules-boot.d/1": "broken\n", "etc/modules.d/2": "r8169 debug=3\nabsent\nnf-tables\n"} {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, file)), 0o755), os.WriteFile(filepath.Join(root, file), []byte(text), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	f := &fakeModules{drivers: map[string]string{nicA: "e1000", nicB: "r8169", disk: "virtio_pci", vport: "virtio_console"}}
+	f := &fakeModules{drivers: map[string]string{nicA: "e1000", nicB: "r8169", disk: "virtio_pci", vport: "virtio_console", "of:NsocT(null)Cvendor,mystery": "mystery"}}
 	f.brings = map[string]func(){"virtio_pci": func() { addDevice(t, root, "virtio", "virtio0", vport) }}
 	var logged strings.Builder
 	h := New(Options{Root: root, Open: func() (Modules, error) { return f, nil }, Log: slog.New(slog.NewTextHandler(&logged, nil))})
+	check := func(wantNICs, wantOthers string) {
+		t.Helper()
+		var nics, others []string
+		for _, m := range f.loaded {
+			if m == "e1000" || strings.HasPrefix(m, "r8169") {
+				nics = append(nics, m)
+			} else {
+				others = append(others, m)
+			}
+		}
+		f.loaded = nil
+		if got := strings.Join(nics, ", "); got != wantNICs {
+			t.Errorf("network drivers %q, want %q", got, wantNICs)
+		}
+		if got := strings.Join(others, ", "); got != wantOthers {
+			t.Errorf("others %q, want %q", got, wantOthers)
+		}
+	}
+	if err := h.Essential(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// In the order of the slots, with parameters; the rest at the same time.
+	check("r8169 debug=3, e1000", "broken, nf_tables, mystery")
 	if err := h.Coldplug(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var nics, others []string
-	for _, m := range f.loaded {
-		if m == "e1000" || strings.HasPrefix(m, "r8169") {
-			nics = append(nics, m)
-		} else {
-			others = append(others, m)
-		}
-	}
-	if !slices.Equal(nics, []string{"r8169 debug=3", "e1000"}) {
-		t.Errorf("network drivers %q: want the order of the slots, with parameters", nics)
-	}
-	if !slices.Equal(others, []string{"broken", "nf_tables", "virtio_pci", "virtio_console"}) {
-		t.Errorf("others %q", others)
-	}
+	check("", "virtio_pci, virtio_console")
 	if !strings.Contains(logged.String(), "no such device") {
 		t.Errorf("a module that does not load is not logged: %s", logged.String())
 	}
-	n := len(f.loaded)
-	if err := h.Coldplug(t.Context()); err != nil || len(f.loaded) != n {
-		t.Errorf("a second time loads %q, %v", f.loaded[n:], err)
+	if err := h.Coldplug(t.Context()); err != nil || len(f.loaded) != 0 {
+		t.Errorf("a second time loads %q, %v", f.loaded, err)
+	}
+}
+
+func TestCanWait(t *testing.T) {
+	for alias, want := range map[string]bool{
+		nicA: false, disk: true, usb: false, vport: true, "virtio:d00000001v00001AF4": false,
+		"acpi:PNP0A08:": true, "of:NethT(null)Cx": false, "platform:x": false, "": false, "pci:": false, "pci:bc": false,
+		"pci:v00008086d00002930sv00001AF4sd00001100bc0Csc05i00": true,  // SMBus
+		"pci:v00008086d000031A8sv00001849sd000031A8bc0Csc03i30": false, // xHCI
+		"pci:v00008086d000025ABsv00001AF4sd00001100bc08sc80i00": true,  // watchdog
+		"pci:v00001B36d0000000Csv00000000sd00000000bc06sc04i00": false, // bridge
+	} {
+		if got := canWait(alias); got != want {
+			t.Errorf("canWait(%q) = %v", alias, got)
+		}
 	}
 }
 
 func TestWithoutModules(t *testing.T) {
 	for _, err := range []error{fs.ErrNotExist, errors.New("damaged")} {
 		h := New(Options{Root: t.TempDir(), Open: func() (Modules, error) { return nil, err }, Log: quiet()})
-		if err := h.Coldplug(t.Context()); err != nil {
+		if err := errors.Join(h.Essential(t.Context()), h.Coldplug(t.Context())); err != nil {
 			t.Errorf("a kernel without modules must boot: %v", err)
 		}
 	}

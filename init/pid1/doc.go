@@ -11,8 +11,9 @@
 //
 // A native service is started if it has a start link /etc/rc.d/S??<name>, or if
 // one that is started needs it. Functions of PID 1 are units as well, so that
-// they have their place in the order and in the timeline: modules (drivers of
-// present devices, package hotplug), sysctl (/etc/sysctl.d/*.conf,
+// they have their place in the order and in the timeline: modules (listed ones and
+// drivers that the network may need) and devices (all other drivers, package
+// hotplug), sysctl (/etc/sysctl.d/*.conf,
 // /etc/sysctl.conf), system (hostname, time zone, console log level from UCI),
 // rcS (start links of other people's scripts, in order, each after the native
 // services with smaller numbers) and done (the overlay is marked good).

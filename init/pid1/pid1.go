@@ -229,7 +229,14 @@ func (p *pid1) boot(table map[string]unit.Func) {
 
 	if p.hand.Failsafe {
 		p.startTerminals(ctx, true)
-		go p.guard("modules", func() { p.hot.Coldplug(ctx) })
+		go p.guard("modules", func() {
+			if err := p.hot.Essential(ctx); err != nil {
+				p.log.Error("network drivers", "error", err)
+			}
+			if err := p.coldplug(ctx); err != nil {
+				p.log.Error("drivers", "error", err)
+			}
+		})
 		at := bootTime()
 		p.tl.setReady(at)
 		p.con.print("failsafe in %.2f s", at.Seconds())
@@ -304,7 +311,8 @@ func (p *pid1) startRunner(ctx context.Context) error {
 	r, err := process.NewRunner(ctx, process.Options{
 		Reaper: p.reaper, Cgroups: p.cgroups, Forward: p.fw, Log: p.log, Notify: notifySocket,
 		Functions: map[string]func(context.Context) error{
-			"modules": p.coldplug,
+			"modules": p.hot.Essential,
+			"devices": p.coldplug,
 			"sysctl": func(context.Context) error {
 				return sysctls("", func(key string) { p.log.Debug("no such kernel setting", "key", key) })
 			},
@@ -638,7 +646,7 @@ func (p *pid1) startHotplug(ctx context.Context) {
 	})
 }
 
-// coldplug is the unit modules.
+// coldplug is the unit devices.
 func (p *pid1) coldplug(ctx context.Context) error {
 	err := p.hot.Coldplug(ctx)
 	select {

@@ -312,7 +312,7 @@ func testImage(t *testing.T, b *Builder, res *Result, im boards.Image) {
 	fat := cut(t, file, layout.Partitions[0])
 	b.judge(t, "fsck.fat", "-n", fat)
 	cfg := b.judge(t, "mtype", "-i", fat, "::"+boot.ConfigFile)
-	root := "root=PARTUUID=" + ids.PartUUID(im.Table, 2) + " rootwait console=tty1 console=ttyS0,115200n8"
+	root := "root=PARTUUID=" + ids.PartUUID(im.Table, 2) + " rootwait console=tty1 console=ttyS0,115200n8 quiet"
 	for _, line := range []string{"linux /boot/vmlinuz " + root, "linux /boot/vmlinuz failsafe=true " + root, `menuentry "Weft (failsafe)"`} {
 		if !strings.Contains(cfg, line+"\n") && !strings.Contains(cfg, line+" {") {
 			t.Errorf("grub.cfg lacks %q:\n%s", line, cfg)

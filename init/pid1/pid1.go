@@ -198,7 +198,20 @@ func (p *pid1) boot(table map[string]unit.Func) {
 	}
 	p.hot = hotplug.New(hotplug.Options{Log: p.log, Call: p.run})
 	go p.guard("modules", p.hot.Prepare)
-	p.takeOver()
+	// The files are read while the rest is set up: decoding them is the longest
+	// single step.
+	type loaded struct {
+		units []*unitfile.Unit
+		err   error
+	}
+	load := make(chan loaded, 1)
+	if p.takeOver(); !p.hand.Failsafe {
+		go func() {
+			l := loaded{err: errors.New("reading them failed")}
+			defer func() { load <- l }()
+			p.guard("unit files", func() { l.units, l.err = unitfile.Load(unitfile.Dir) })
+		}()
+	}
 	// ctrl-alt-del becomes a signal for us in place of an immediate reboot.
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
 		p.log.Warn("ctrl-alt-del stays with the kernel", "error", err)
@@ -244,9 +257,10 @@ func (p *pid1) boot(table map[string]unit.Func) {
 		return
 	}
 
-	units, err := unitfile.Load(unitfile.Dir)
-	if err != nil {
-		p.log.Error("there are no services", "error", err)
+	l := <-load
+	units := l.units
+	if l.err != nil {
+		p.log.Error("there are no services", "error", l.err)
 	}
 	for _, u := range units {
 		p.natives[u.Name] = u

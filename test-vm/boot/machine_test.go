@@ -96,6 +96,8 @@ func newVM(t *testing.T, change func(*bed, *lab.Config)) *vm {
 		Disks:    []lab.Disk{{Image: b.disk}},
 		NICs:     []lab.NIC{{Net: "192.168.1.0/24", Isolated: true, Forwards: []lab.Forward{{Guest: 7000, Address: "192.168.1.1"}}, Capture: true}, {Net: "10.0.3.0/24", Forwards: []lab.Forward{{Guest: 7001}}, Capture: true}},
 		Consoles: []string{"hvc0"},
+		// Two machines at a time have a core each, and tests reboot.
+		OneThread: true,
 	}
 	if change != nil {
 		change(b, &cfg)

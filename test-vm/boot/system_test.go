@@ -14,7 +14,7 @@ import (
 // TestSystem boots through SeaBIOS and GRUB with 256 MiB and looks at the running system.
 func TestSystem(t *testing.T) {
 	t.Parallel()
-	v := newVM(t, withProbe)
+	v := newVM(t, all(withProbe, func(_ *bed, c *lab.Config) { c.OneThread = false })) // as make run does it
 	r := v.boot()
 	report.add("BIOS: ready %.2f s after the kernel's start, %.2f s after power-on", r.Guest.Seconds(), r.Wall.Seconds())
 	// Memory first: what follows starts processes.

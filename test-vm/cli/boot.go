@@ -72,15 +72,29 @@ func (p *program) boot(ctx context.Context, o *options) error {
 
 	console := m.Serial()
 	console.Tee(p.stdout)
-	if err := m.Start(ctx); err != nil {
+	off := make(chan error, 1)
+	start := func() error {
+		if err := m.Start(ctx); err != nil {
+			return err
+		}
+		go func() { off <- m.Wait(ctx) }()
+		return nil
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	go readKeys(ctx, p.stdin, console, keys)
-	off := make(chan error, 1)
-	go func() { off <- m.Wait(ctx) }()
+	crashes := 0
 	for {
 		select {
 		case err := <-off:
+			if err != nil && ctx.Err() == nil && crashes < 3 && !strings.Contains(console.Text(), "weft: starting on Linux") {
+				crashes++ // see lab.Machine.StartTo
+				fmt.Fprintf(p.stdout, "\r\ntest-vm: %v\r\ntest-vm: starting again\r\n", err)
+				if err = start(); err == nil {
+					continue
+				}
+			}
 			console.Tee(nil)
 			restore()
 			if ctx.Err() != nil { // the person has ended this program
@@ -177,9 +191,7 @@ func readKeys(ctx context.Context, in io.Reader, console io.Writer, keys chan<- 
 			}
 		}
 		if len(out) > 0 {
-			if _, werr := console.Write(out); werr != nil {
-				return // the machine has ended
-			}
+			console.Write(out) // keys for a machine that is off go nowhere
 		}
 		if err != nil {
 			return

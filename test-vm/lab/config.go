@@ -93,6 +93,9 @@ type Config struct {
 	Args []string
 	// Accel is tcg, kvm or auto; empty = the value of WEFT_ACCEL, else tcg.
 	Accel string
+	// OneThread emulates all processors on one thread. It is a third slower where cores are idle, and free of the races
+	// that make QEMU crash now and then when PCI devices are laid out ([Machine.StartTo]): right for tests that reboot.
+	OneThread bool
 	// Dir is the parent of the machine's folder; empty = the system's temporary folder.
 	Dir string
 }

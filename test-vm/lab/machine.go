@@ -70,6 +70,9 @@ func New(ctx context.Context, cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.OneThread && accel[1] == tcg[1] {
+		accel = tcgOne
+	}
 	return newMachine(ctx, q, accel, c)
 }
 
@@ -355,8 +358,8 @@ func (m *Machine) start(ctx context.Context) error {
 }
 
 // startTries is how often StartTo starts a machine whose QEMU crashes. With several emulated processors on threads of
-// their own, QEMU up to 10.0 at least now and then aborts while the guest's kernel lays out the PCI devices
-// (iotlb_to_section, qemu-project/qemu issue 1866 and others); nothing has run by then that could have been lost.
+// their own, QEMU (10.0.13 at least) now and then aborts while the guest's kernel lays out the PCI devices: failed
+// assertions in iotlb_to_section and msix_table_mmio_write. Nothing has run by then that could have been lost.
 const startTries = 4
 
 // StartTo switches the machine on and waits for a line on the serial console, an early one. If QEMU itself crashes

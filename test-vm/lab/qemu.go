@@ -140,8 +140,11 @@ func (q *QEMU) probeVersion(ctx context.Context) error {
 	return nil
 }
 
-// tcg is emulation: works everywhere, is the same everywhere.
-var tcg = []string{"-accel", "tcg,thread=multi", "-cpu", "max"}
+// tcg is emulation: works everywhere, is the same everywhere. tcgOne is tcg on one thread.
+var (
+	tcg    = []string{"-accel", "tcg,thread=multi", "-cpu", "max"}
+	tcgOne = []string{"-accel", "tcg,thread=single", "-cpu", "max"}
+)
 
 // Accelerator returns the arguments that choose accelerator and processor. want is tcg, kvm (an error if the probe
 // fails) or auto (KVM if the probe prints, else emulation). The probe boots a boot sector that prints on the serial

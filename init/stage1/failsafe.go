@@ -45,8 +45,8 @@ func (b *boot) enterFailsafe() error {
 }
 
 // loadNetworkDrivers loads the drivers of what the machine has from the root
-// file system, one after the other in the order of the slots. In other modes
-// package hotplug does that later.
+// file system, one after the other in the order of the slots, so that network
+// interfaces get the same names at every boot.
 func loadNetworkDrivers(root string) error {
 	set, err := kmod.Open(root)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -280,6 +280,9 @@ func (b *boot) reach(ctx context.Context) error {
 		<-b.loaded
 		return b.enterFailsafe()
 	}
+	// Package hotplug does this again, completely, once PID 1 runs; what is loaded
+	// by then it need not wait for. What fails here is said there.
+	go b.guard("loading drivers early", func() error { return loadNetworkDrivers(romDir) })
 	if err := b.checkAgain(ctx, spec, events); err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/u-root/u-root/pkg/kmodule"
 	"golang.org/x/sys/unix"
 
 	"weft/init/applet/options"
@@ -272,12 +271,7 @@ Example: insmod nbd nbds_max=4`)
 			return fail(c, err)
 		}
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return fail(c, err)
-	}
-	defer f.Close()
-	if err := kmodule.FileInit(f, strings.Join(o.Args[1:], " "), 0); err != nil {
+	if err := kmod.Insert(path, strings.Join(o.Args[1:], " ")); err != nil {
 		hint := ""
 		switch {
 		case errors.Is(err, unix.EEXIST):
@@ -285,7 +279,7 @@ Example: insmod nbd nbds_max=4`)
 		case errors.Is(err, unix.ENOENT):
 			hint = " (it needs another module: use modprobe, or see dmesg)"
 		}
-		return fail(c, fmt.Errorf("load %s: %w%s", path, err, hint))
+		return fail(c, fmt.Errorf("load %w%s", err, hint))
 	}
 	return 0
 }

@@ -1,11 +1,11 @@
 // Package kmod loads kernel modules: by name with what they depend on, and the
 // drivers of the devices that the kernel has found, by their modalias.
 //
-// The work of following modules.dep and of finit_module(2) is u-root's
-// kmodule; aliases, soft dependencies and the choice of what a machine needs
-// are here. Only files of a module folder as depmod(8) writes them are read:
-// modules.dep must be there, modules.alias, modules.softdep and
-// modules.builtin may be.
+// Only files of a module folder as depmod(8) writes them are read: modules.dep
+// must be there, modules.alias, modules.softdep and modules.builtin may be.
+// u-root's kmodule is not used: it links decompressors whose tables cost every
+// process of the device binary 30 ms at its start under emulation, and it does
+// not find files whose names mix dashes and underscores.
 package kmod
 
 import (
@@ -21,16 +21,17 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/u-root/u-root/pkg/kmodule"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
 // Set is the modules below one root folder.
 type Set struct {
-	load    func(name, params string) error
-	names   map[string]bool     // of the files, with underscores
-	users   map[string][]string // module → those that depend on it
+	load    func(name, params string) error // of one module, without dependencies
+	names   map[string]bool                 // with underscores; of built-in ones too
+	files   map[string]string               // module → its file
+	deps    map[string][]string             // module → what it depends on, the first to load last
+	users   map[string][]string             // module → those that depend on it
 	aliases []alias
 	soft    map[string][]string // module → what to load before
 
@@ -50,20 +51,53 @@ func Open(root string) (*Set, error) {
 		return nil, fmt.Errorf("ask for the kernel's release: %w", err)
 	}
 	release := unix.ByteSliceToString(u.Release[:])
-	prober, err := kmodule.NewProber(kmodule.ProbeOpts{RootDir: root, KVer: release})
-	if err != nil {
-		return nil, fmt.Errorf("read the modules of kernel %s below %s: %w", release, root, err)
+	dir := filepath.Join(root, "lib/modules", release)
+	if _, err := os.Stat(filepath.Join(dir, "modules.dep")); err != nil {
+		return nil, fmt.Errorf("read the modules of kernel %s: %w", release, err)
 	}
-	s, err := read(filepath.Join(root, "lib/modules", release))
+	s, err := read(dir)
 	if err != nil {
 		return nil, err
 	}
-	s.load = prober.Probe
+	s.load = s.insert
 	return s, nil
 }
 
+// insert loads one module whose dependencies are there. A built-in one has no
+// file.
+func (s *Set) insert(name, params string) error {
+	file := s.files[name]
+	if file == "" {
+		return nil
+	}
+	if err := Insert(file, params); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+// Insert gives one file to the kernel, finit_module(2). A file that is not
+// named .ko is compressed, which the kernel unpacks itself where it can. The
+// error is EEXIST for a module that is loaded, ENOENT where one that it needs is
+// not.
+func Insert(path, params string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags := 0
+	if filepath.Ext(path) != ".ko" {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE
+	}
+	if err := unix.FinitModule(int(f.Fd()), params, flags); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
 func read(dir string) (*Set, error) {
-	s := &Set{names: map[string]bool{}, users: map[string][]string{}, soft: map[string][]string{}, done: map[string]*sync.Once{}, errs: map[string]error{}}
+	s := &Set{names: map[string]bool{}, files: map[string]string{}, deps: map[string][]string{}, users: map[string][]string{}, soft: map[string][]string{}, done: map[string]*sync.Once{}, errs: map[string]error{}}
 	for _, f := range []struct {
 		name  string
 		parse func(line string)
@@ -75,8 +109,10 @@ func read(dir string) (*Set, error) {
 			}
 			name := moduleName(file)
 			s.names[name] = true
+			s.files[name] = filepath.Join(dir, file)
 			for _, d := range strings.Fields(deps) {
 				d = moduleName(d)
+				s.deps[name] = append(s.deps[name], d)
 				s.users[d] = append(s.users[d], name)
 			}
 		}},
@@ -173,7 +209,7 @@ func (s *Set) Load(name, params string) error {
 				s.Load(before, "")
 			}
 		}
-		if err := s.load(name, params); err != nil {
+		if err := s.loadBehind(name, params); err != nil {
 			s.mu.Lock()
 			s.errs[name] = fmt.Errorf("load module %s: %w", name, err)
 			s.mu.Unlock()
@@ -182,6 +218,16 @@ func (s *Set) Load(name, params string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.errs[name]
+}
+
+// loadBehind loads a module behind what it depends on; depmod refuses cycles.
+func (s *Set) loadBehind(name, params string) error {
+	for _, d := range slices.Backward(s.deps[name]) {
+		if err := s.Load(d, ""); err != nil {
+			return err
+		}
+	}
+	return s.load(name, params)
 }
 
 // LoadAll loads the lines of a list in LEDE's form ("name parameters"), several

@@ -17,8 +17,9 @@ func set(t *testing.T) (*Set, func() []string) {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"modules.dep": `kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko
-kernel/fs/jbd2/jbd2.ko:
+		"modules.dep": `kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko kernel/lib/crc16.ko
+kernel/fs/jbd2/jbd2.ko: kernel/lib/crc16.ko
+kernel/lib/crc16.ko:
 kernel/crypto/crc32c_generic.ko:
 kernel/drivers/block/virtio_blk.ko:
 kernel/drivers/ata/ahci.ko.xz:
@@ -67,7 +68,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if want := []string{"crc32c_generic", "ext4 debug=1", "virtio_net debug=1"}; !reflect.DeepEqual(loaded(), want) {
+	if want := []string{"crc32c_generic", "crc16", "jbd2", "ext4 debug=1", "virtio_net debug=1"}; !reflect.DeepEqual(loaded(), want) {
 		t.Errorf("loaded %q, want %q", loaded(), want)
 	}
 	if err := s.Load("absent", ""); !errors.Is(err, fs.ErrNotExist) {
@@ -84,7 +85,7 @@ func TestLoadAll(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "load module broken: exec format error") || !strings.Contains(err.Error(), "load module absent") {
 		t.Errorf("got %v", err)
 	}
-	if n := len(loaded()); n != 4 {
+	if n := len(loaded()); n != 6 { // ext4 brings crc32c_generic, crc16 and jbd2
 		t.Errorf("loaded %q", loaded())
 	}
 }

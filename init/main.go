@@ -1,8 +1,9 @@
 // Command init is the device binary: the first program of the initramfs, PID 1,
 // and, by the name it is called by, every applet and service of the device.
 //
-// The table in applets.go is the one list of what it can be. Called as "weft",
-// it takes the name from its first argument.
+// The table in applets.go is the one list of what it can be; the program of the
+// initramfs (build tag initramfs) has the short one in applets_initramfs.go.
+// Called as "weft", it takes the name from its first argument.
 package main
 
 import (
@@ -14,7 +15,6 @@ import (
 
 	"weft/init/applet/shell"
 	"weft/init/applet/zone"
-	"weft/init/pid1"
 	"weft/init/stage1"
 	"weft/init/unit"
 )
@@ -39,7 +39,7 @@ func boot() {
 			os.Exit(1)
 		}
 	case "/sbin/init", "init":
-		os.Exit(pid1.Run(programs()))
+		os.Exit(root())
 	}
 }
 

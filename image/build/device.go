@@ -13,8 +13,12 @@ import (
 	"strings"
 )
 
-// deviceName is the device program's file name in its step's output.
-const deviceName = "weft"
+// Names of the device program, and of the part of it that the initramfs needs
+// (build tag initramfs), in the output of their step.
+const (
+	deviceName = "weft"
+	stage1Name = "weft-initramfs"
+)
 
 // deviceFlags are the compiler's: no path, no version control, no build id, so
 // that the bytes depend on the source alone. The twin with symbols serves the
@@ -186,11 +190,13 @@ var goSettings = []string{"GOOS", "GOARCH", "GOAMD64", "GO386", "GOARM", "GOARM6
 func (b *Builder) deviceProgram(ctx context.Context, out string, symbols bool) error {
 	file := filepath.Join(out, deviceName)
 	if b.cfg.Program != "" {
-		return copyFile(b.cfg.Program, file)
+		return errors.Join(copyFile(b.cfg.Program, file), copyFile(b.cfg.Program, filepath.Join(out, stage1Name)))
 	}
-	args := append([]string{"build", "-o", file}, deviceFlags(symbols)...)
-	if _, err := b.goCommand(ctx, append(args, program)...); err != nil {
-		return err
+	for name, tags := range map[string]string{deviceName: "", stage1Name: "initramfs"} {
+		args := append([]string{"build", "-tags", tags, "-o", filepath.Join(out, name)}, deviceFlags(symbols)...)
+		if _, err := b.goCommand(ctx, append(args, program)...); err != nil {
+			return err
+		}
 	}
 	info, err := buildinfo.ReadFile(file)
 	if err != nil {

@@ -349,7 +349,7 @@ func (b *Builder) runInitramfs(_ context.Context, out string) error {
 	if err != nil {
 		return err
 	}
-	i := boot.Initramfs{Init: filepath.Join(b.engine.out(stepDevice), deviceName), Modules: set.Subset(b.board.Modules.Initramfs), Dir: dir, Load: set.Order(b.board.Modules.Initramfs)}
+	i := boot.Initramfs{Init: filepath.Join(b.engine.out(stepDevice), stage1Name), Modules: set.Subset(b.board.Modules.Initramfs), Dir: dir, Load: set.Order(b.board.Modules.Initramfs)}
 	return writeTo(filepath.Join(out, initramfsFile), i.Write)
 }
 

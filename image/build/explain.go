@@ -79,12 +79,13 @@ func (b *Builder) explain(res *Result) (*SizeReport, error) {
 		rep.Rows = append(rep.Rows, Row{part, owner, n})
 		left -= n
 	}
-	program, err := b.programShares()
-	if err != nil {
-		return nil, err
-	}
-	// spread divides n bytes among files by what each takes when compressed.
-	spread := func(part string, n int64, files []sized) error {
+	// spread divides n bytes among files by what each takes when compressed, and
+	// the share of the Go program by its symbols.
+	spread := func(part, name string, n int64, files []sized) error {
+		program, err := b.programShares(name)
+		if err != nil {
+			return err
+		}
 		for i, share := range distribute(n, weights(files)) {
 			if files[i].owner == "init" {
 				for j, s := range distribute(share, weights(program)) {
@@ -124,7 +125,7 @@ func (b *Builder) explain(res *Result) (*SizeReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := spread("initramfs", total, files); err != nil {
+	if err := spread("initramfs", stage1Name, total, files); err != nil {
 		return nil, err
 	}
 
@@ -135,7 +136,7 @@ func (b *Builder) explain(res *Result) (*SizeReport, error) {
 	if files, err = b.rootfsFiles(); err != nil {
 		return nil, err
 	}
-	if err := spread("rootfs", total, files); err != nil {
+	if err := spread("rootfs", deviceName, total, files); err != nil {
 		return nil, err
 	}
 	add("overhead", "tables, file system structures, empty space", left)
@@ -307,9 +308,9 @@ func (b *Builder) rootfsFiles() ([]sized, error) {
 	return out, nil
 }
 
-// programShares divides the device program by the symbols of its twin.
-func (b *Builder) programShares() ([]sized, error) {
-	file := filepath.Join(b.engine.out("device symbols"), deviceName)
+// programShares divides a program of the device step by the symbols of its twin.
+func (b *Builder) programShares(name string) ([]sized, error) {
+	file := filepath.Join(b.engine.out("device symbols"), name)
 	info, err := buildinfo.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("look at the device program: %w", err)

@@ -51,7 +51,7 @@ unit: ## unit tests with the race detector, fuzz seeds included
 	@[ -n "$(race)" ] || echo "make unit: no C compiler found, running without the race detector"
 	$(GO) test $(race) ./image/... ./init/... ./services/... ./boards/... ./test-vm/lab/...
 
-boot-test: ## boot the built images in QEMU and check them
+boot-test: image ## boot the built images in QEMU and check them
 	$(GO) test -count=1 -timeout 25m ./test-vm/boot/...
 
 fuzz: ## fuzz every parser for FUZZTIME each (default 30s)

@@ -296,7 +296,7 @@ func direct(t *testing.T, args string) func(*bed, *lab.Config) {
 		if c.Initrd, err = b.images.Path("initramfs"); err != nil {
 			t.Fatal(err)
 		}
-		c.Cmdline = strings.TrimSpace(args + " root=PARTUUID=" + parts[1].UUID + " rootwait console=tty1 console=ttyS0,115200n8")
+		c.Cmdline = strings.TrimSpace(args + " root=PARTUUID=" + parts[1].UUID + " rootwait console=tty1 console=ttyS0,115200n8 quiet")
 	}
 }
 

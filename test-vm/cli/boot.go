@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,7 +72,8 @@ func (p *program) boot(ctx context.Context, o *options) error {
 	defer cancel()
 
 	console := m.Serial()
-	console.Tee(p.stdout)
+	out := &lockedWriter{w: p.stdout}
+	console.Tee(out)
 	off := make(chan error, 1)
 	start := func() error {
 		if err := m.Start(ctx); err != nil {
@@ -84,13 +86,18 @@ func (p *program) boot(ctx context.Context, o *options) error {
 		return err
 	}
 	go readKeys(ctx, p.stdin, console, keys)
+	go func() { // GRUB has cleared the screen: say again how to leave
+		if r, err := m.WaitReady(ctx); err == nil {
+			fmt.Fprintf(out, "test-vm: ready %.1f s after power-on. Ctrl-A X leaves.\r\n", r.Wall.Seconds())
+		}
+	}()
 	crashes := 0
 	for {
 		select {
 		case err := <-off:
 			if err != nil && ctx.Err() == nil && crashes < 3 && !strings.Contains(console.Text(), "weft: starting on Linux") {
 				crashes++ // see lab.Machine.StartTo
-				fmt.Fprintf(p.stdout, "\r\ntest-vm: %v\r\ntest-vm: starting again\r\n", err)
+				fmt.Fprintf(out, "\r\ntest-vm: %v\r\ntest-vm: starting again\r\n", err)
 				if err = start(); err == nil {
 					continue
 				}
@@ -101,7 +108,7 @@ func (p *program) boot(ctx context.Context, o *options) error {
 				return nil
 			}
 			if err == nil {
-				fmt.Fprintf(p.stdout, "\nThe machine has switched itself off.\n")
+				fmt.Fprintf(out, "\nThe machine has switched itself off.\n")
 			}
 			return p.keep(m, o, err)
 		case k := <-keys:
@@ -110,16 +117,16 @@ func (p *program) boot(ctx context.Context, o *options) error {
 				console.Tee(nil)
 				m.Kill()
 				restore()
-				fmt.Fprintf(p.stdout, "\nThe machine's power has been cut.\n")
+				fmt.Fprintf(out, "\nThe machine's power has been cut.\n")
 				return p.keep(m, o, nil)
 			case 'r':
 				if err := m.Reset(ctx); err != nil {
-					fmt.Fprintf(p.stdout, "\r\ntest-vm: %v\r\n", err)
+					fmt.Fprintf(out, "\r\ntest-vm: %v\r\n", err)
 				}
 			case 's':
-				p.screenshot(ctx, m)
+				p.screenshot(ctx, out, m)
 			default:
-				fmt.Fprint(p.stdout, "\r\nCtrl-A X  cut the power and leave\r\nCtrl-A R  press the reset button\r\n"+
+				fmt.Fprint(out, "\r\nCtrl-A X  cut the power and leave\r\nCtrl-A R  press the reset button\r\n"+
 					"Ctrl-A S  save a picture of the screen\r\nCtrl-A A  send Ctrl-A itself\r\n")
 			}
 		}
@@ -146,16 +153,28 @@ func (p *program) describe(m *lab.Machine, cfg lab.Config) {
 	}
 }
 
-func (p *program) screenshot(ctx context.Context, m *lab.Machine) {
+func (p *program) screenshot(ctx context.Context, out io.Writer, m *lab.Machine) {
 	dir, err := lab.OutDir(m.Name())
 	if err == nil {
 		path := dir + "/" + time.Now().Format("screen-150405.png")
 		if err = m.Screenshot(ctx, path); err == nil {
-			fmt.Fprintf(p.stdout, "\r\ntest-vm: the screen is in %s\r\n", path)
+			fmt.Fprintf(out, "\r\ntest-vm: the screen is in %s\r\n", path)
 			return
 		}
 	}
-	fmt.Fprintf(p.stdout, "\r\ntest-vm: %v\r\n", err)
+	fmt.Fprintf(out, "\r\ntest-vm: %v\r\n", err)
+}
+
+// lockedWriter lets the guest and this program write to one terminal.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // readKeys sends what is typed to the console and the letters after Ctrl-A to keys, until in or ctx ends. A terminal is

@@ -27,6 +27,7 @@ func main() {
 	if len(os.Args) > 0 && filepath.Base(os.Args[0]) == "sh" {
 		os.Exit(shell(os.Stdin, os.Stdout))
 	}
+	fmt.Println("weft: starting on Linux (guest)") // as the initramfs of an image does
 	for _, m := range []struct{ fs, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}} {
 		os.MkdirAll(m.dir, 0o755)
 		if err := unix.Mount(m.fs, m.dir, m.fs, 0, ""); err != nil && err != unix.EBUSY {

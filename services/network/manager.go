@@ -21,9 +21,11 @@ type manager struct {
 	log      *slog.Logger
 	tree     uci.Tree
 	resolver string // folder of resolv.conf
-	kernel   *kernel
-	bus      publisher
-	status   func(string) // for the supervisor
+	// boardJSON is set on a device: there a rescue address is worth having.
+	boardJSON string
+	kernel    *kernel
+	bus       publisher
+	status    func(string) // for the supervisor
 
 	cfg      *Config
 	states   map[string]*state
@@ -185,6 +187,7 @@ func (m *manager) load() {
 	p, err := m.tree.LoadCommitted("network")
 	if p == nil {
 		m.log.Error("configuration cannot be read, the last good one stays in force", "error", err)
+		m.rescue()
 		return
 	}
 	// What DHCP sends for lack of `option hostname`; without a name, none.
@@ -214,7 +217,22 @@ func (m *manager) load() {
 		}
 	}
 	m.faults = faults
+	if err != nil && !cfg.usable() {
+		m.log.Error("nothing usable is left of the configuration, the last good one stays in force; repair /etc/config/network, or firstboot resets it")
+		m.rescue()
+		return
+	}
 	m.use(cfg)
+}
+
+// rescue keeps a device within reach that has had no usable configuration since
+// its start. Elsewhere than on a device nothing is touched without being told to.
+func (m *manager) rescue() {
+	if m.boardJSON == "" || m.cfg.usable() {
+		return
+	}
+	m.log.Error("no usable configuration: the first LAN port has the rescue address", "address", rescueAddress)
+	m.use(rescueConfig(m.boardJSON))
 }
 
 // use makes cfg the configuration to follow.

@@ -16,6 +16,7 @@ import (
 const (
 	resolverDir = "/tmp"
 	hotplugCall = "/sbin/hotplug-call"
+	boardJSON   = "/etc/board.json"
 )
 
 // lastWords is the time for telling others that the interfaces went down.
@@ -39,7 +40,7 @@ func Run(ctx context.Context, env *unit.Env) error {
 	m.resolver, m.status = env.StateDir, env.Status
 	hotplug := ""
 	if env.StateDir == filepath.Join(unit.DefaultRunDir, env.Name) {
-		m.resolver, hotplug = resolverDir, hotplugCall
+		m.resolver, hotplug, m.boardJSON = resolverDir, hotplugCall, boardJSON
 	}
 
 	// The helpers outlive the loop: its last words go through them.

@@ -174,11 +174,20 @@ func FuzzParseRoot(f *testing.F) {
 	})
 }
 
-func TestIsBlockEvent(t *testing.T) {
-	if !isBlockEvent([]byte("add@/devices/x\x00ACTION=add\x00SUBSYSTEM=block\x00DEVNAME=sdb\x00")) {
-		t.Error("a block event was not seen")
-	}
-	if isBlockEvent([]byte("add@/devices/x\x00ACTION=add\x00SUBSYSTEM=net\x00INTERFACE=block\x00")) {
-		t.Error("a network event was taken for one of a block device")
+func TestJudgeEvent(t *testing.T) {
+	for _, tc := range []struct {
+		msg           string
+		block, driver bool
+	}{
+		{"add@/devices/x\x00ACTION=add\x00SUBSYSTEM=block\x00DEVNAME=sdb\x00", true, false},
+		{"remove@/devices/x\x00ACTION=remove\x00SUBSYSTEM=block\x00DEVNAME=sdb\x00", true, false},
+		{"add@/devices/x\x00ACTION=add\x00SUBSYSTEM=scsi\x00MODALIAS=scsi:t-0x00\x00", false, true},
+		{"bind@/devices/x\x00ACTION=bind\x00SUBSYSTEM=scsi\x00MODALIAS=scsi:t-0x00\x00", false, false},
+		{"add@/devices/x\x00ACTION=add\x00SUBSYSTEM=net\x00INTERFACE=block\x00", false, false},
+		{"", false, false},
+	} {
+		if block, driver := judgeEvent([]byte(tc.msg)); block != tc.block || driver != tc.driver {
+			t.Errorf("%q: block %v, driver %v", tc.msg, block, driver)
+		}
 	}
 }

@@ -59,44 +59,53 @@ func NewWatch() (*Watch, error) {
 	return &Watch{os.NewFile(uintptr(fd), "uevents")}, nil
 }
 
-// Close frees the socket and ends a Block that waits.
+// Close frees the socket and ends a Next that waits.
 func (w *Watch) Close() error { return w.f.Close() }
 
-// Block waits until a block device comes, goes or changes, at most until ctx
-// ends, whose error it returns then.
-func (w *Watch) Block(ctx context.Context) error {
+// Next waits until a block device comes, goes or changes (block is true), or
+// until a device comes that may want a driver, such as the SCSI device of a USB
+// stick, whose disk shows up only once sd_mod is there. It ends with the error
+// of ctx.
+func (w *Watch) Next(ctx context.Context) (block bool, err error) {
 	if err := w.f.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("wait for the kernel's device events: %w", err)
+		return false, fmt.Errorf("wait for the kernel's device events: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { w.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	buf := make([]byte, 16<<10)
 	for {
 		if err := ctx.Err(); err != nil {
-			return err
+			return false, err
 		}
 		n, err := w.f.Read(buf)
 		if errors.Is(err, unix.ENOBUFS) {
-			return nil // events were lost: look
+			return true, nil // events were lost: look
 		}
 		if err != nil {
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return false, ctx.Err()
 			}
-			return fmt.Errorf("read the kernel's device events: %w", err)
+			return false, fmt.Errorf("read the kernel's device events: %w", err)
 		}
-		if isBlockEvent(buf[:n]) {
-			return nil
+		if block, driver := judgeEvent(buf[:n]); block || driver {
+			return block, nil
 		}
 	}
 }
 
-// isBlockEvent looks for SUBSYSTEM=block among the NUL-separated lines.
-func isBlockEvent(msg []byte) bool {
+// judgeEvent looks at the NUL-separated lines of an event: is it about a block
+// device, and is it a new device that a driver may be loaded for?
+func judgeEvent(msg []byte) (block, driver bool) {
+	add, alias := false, false
 	for line := range bytes.SplitSeq(msg, []byte{0}) {
-		if strings.EqualFold(string(line), "SUBSYSTEM=block") {
-			return true
+		switch key, value, _ := strings.Cut(string(line), "="); key {
+		case "SUBSYSTEM":
+			block = value == "block"
+		case "ACTION":
+			add = value == "add"
+		case "MODALIAS":
+			alias = value != ""
 		}
 	}
-	return false
+	return block, add && alias
 }

@@ -11,13 +11,13 @@ import (
 // blockEvents hears block devices come and go, and remembers when the last one
 // did.
 type blockEvents struct {
-	changed chan struct{} // one value for any number of events
+	changed chan struct{} // one value for any number of events, of drivers as well
 
 	watch  *rootdisk.Watch
 	cancel context.CancelFunc
 	done   chan struct{}
 	mu     sync.Mutex
-	last   time.Time
+	last   time.Time // of an event of a block device
 }
 
 // watchBlock listens from now on, until close.
@@ -30,17 +30,23 @@ func watchBlock(ctx context.Context) (*blockEvents, error) {
 	e := &blockEvents{changed: make(chan struct{}, 1), watch: watch, cancel: cancel, done: make(chan struct{}), last: time.Now()}
 	go func() {
 		defer close(e.done)
-		for watch.Block(ctx) == nil {
-			e.note()
+		for {
+			block, err := watch.Next(ctx)
+			if err != nil {
+				return
+			}
+			e.note(block)
 		}
 	}()
 	return e, nil
 }
 
-func (e *blockEvents) note() {
-	e.mu.Lock()
-	e.last = time.Now()
-	e.mu.Unlock()
+func (e *blockEvents) note(block bool) {
+	if block {
+		e.mu.Lock()
+		e.last = time.Now()
+		e.mu.Unlock()
+	}
 	select {
 	case e.changed <- struct{}{}:
 	default:

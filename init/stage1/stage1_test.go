@@ -234,7 +234,7 @@ func TestSettle(t *testing.T) {
 		go func() {
 			for range 3 {
 				time.Sleep(150 * time.Millisecond)
-				e.note()
+				e.note(true)
 			}
 		}()
 		e.settle(t.Context(), 200*time.Millisecond, 2*time.Second)
@@ -253,11 +253,11 @@ func TestSettle(t *testing.T) {
 				case <-stop:
 					return
 				case <-time.After(100 * time.Millisecond):
-					e.note()
+					e.note(true)
 				}
 			}
 		}()
-		e.note()
+		e.note(true)
 		e.settle(t.Context(), 200*time.Millisecond, 2*time.Second)
 		close(stop)
 		if got := time.Since(began); got != 2*time.Second {

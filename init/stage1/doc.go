@@ -25,7 +25,7 @@
 //
 //	weft: starting on Linux <release>
 //	weft: Press the [f] key and hit [enter] to enter failsafe mode
-//	weft: failsafe mode: <reason>
+//	weft: warning: failsafe mode: <reason>
 //	weft: failsafe: <interface> has 192.168.1.1/24; "mount_root" mounts the overlay
 //	weft: waiting for the root disk root=…
 //	weft: warning: partition 4 of /dev/… is not grown: …        (a fault; nothing is said when there is no need)

@@ -3,10 +3,12 @@ package shell
 import (
 	"fmt"
 	"math"
+	"os"
 	"os/signal"
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -97,7 +99,8 @@ func (s *shell) kill(args []string) int {
 	if code >= 0 {
 		return code
 	}
-	status := 0
+	status, toSelf := 0, false
+	before := s.proc.arrived[sig].Load()
 	for _, spec := range pids {
 		var targets []int
 		if strings.HasPrefix(spec, "%") {
@@ -125,25 +128,27 @@ func (s *shell) kill(args []string) int {
 				status = 1
 				continue
 			}
+			toSelf = toSelf || pid == os.Getpid() || pid == 0 || pid == -unix.Getpgrp()
 			if strings.HasPrefix(spec, "%") && (sig == unix.SIGTERM || sig == unix.SIGHUP) {
 				unix.Kill(pid, unix.SIGCONT) // a stopped job could not act on it
 			}
 		}
 	}
-	s.settle()
+	if toSelf && s.proc.jobs.trapped(sig) {
+		s.settle(sig, before)
+	}
 	return status
 }
 
-// settle lets a signal that the script sent to itself arrive before the next
-// command, as it would in a shell with one thread.
-func (s *shell) settle() {
-	for range 3 {
-		select {
-		case sig := <-s.proc.signals:
-			s.proc.received(sig.(unix.Signal))
-		default:
-		}
-		unix.Nanosleep(&unix.Timespec{Nsec: 100_000}, nil)
+// settle waits until a trapped signal that the script sent to its own process
+// has arrived, so that the trap runs before the next command as it does in a
+// shell with one thread: kill(2) returns with the signal delivered, but the Go
+// runtime hands it on from a thread of its own. before is the count of received
+// signals of this kind from before it was sent; the wait is bounded because the
+// signal may be blocked.
+func (s *shell) settle(sig unix.Signal, before uint32) {
+	for end := time.Now().Add(2 * time.Second); s.proc.arrived[sig].Load() == before && time.Now().Before(end); {
+		unix.Nanosleep(&unix.Timespec{Nsec: 50_000}, nil)
 	}
 }
 

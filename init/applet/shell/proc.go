@@ -32,6 +32,7 @@ type process struct {
 	signals          chan os.Signal
 	pending          [65]atomic.Bool // trapped signals that came in
 	anyPending       atomic.Bool
+	arrived          [65]atomic.Uint32 // how often each trapped signal came in
 	wake             chan struct{} // a value when a signal came in
 	stop             chan struct{}
 	interrupt        atomic.Bool // SIGINT came to an interactive shell
@@ -105,6 +106,7 @@ func (p *process) received(sig unix.Signal) {
 	case p.jobs.trapped(sig):
 		p.pending[sig].Store(true)
 		p.anyPending.Store(true)
+		p.arrived[sig].Add(1)
 	case sig == unix.SIGINT && p.interactive:
 		p.interrupt.Store(true)
 	case sig == unix.SIGINT && p.foreground.Load() > 0:

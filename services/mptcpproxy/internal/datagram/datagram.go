@@ -105,6 +105,8 @@ var ErrNoPath = errors.New("no path to the peer is alive")
 // ErrClosed is the answer of Send after Close.
 var ErrClosed = errors.New("the datagram session is closed")
 
+var errTooLong = errors.New("payload longer than 65535 bytes")
+
 // PathStats are the figures of one path of a session, as this end sees them.
 type PathStats struct {
 	ID            uint8

@@ -48,7 +48,7 @@ func (f *firewall) close() { f.c.CloseLasting() }
 
 // flush sends what has been collected as one transaction.
 func (f *firewall) flush() error {
-	if err := f.sock.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+	if err := f.wait(); err != nil {
 		return err
 	}
 	err := f.c.Flush()
@@ -57,6 +57,9 @@ func (f *firewall) flush() error {
 	}
 	return err
 }
+
+// wait bounds the next exchange.
+func (f *firewall) wait() error { return f.sock.SetReadDeadline(time.Now().Add(answerWithin)) }
 
 // drain throws answers away that belong to a failed batch.
 func (f *firewall) drain() {
@@ -171,7 +174,7 @@ func (f *firewall) create(name string, flags int) error {
 		},
 		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: netlink.Request}, Data: []byte{0, 0, 0, sys}},
 	}
-	if err := f.sock.SetReadDeadline(time.Now().Add(answerWithin)); err != nil {
+	if err := f.wait(); err != nil {
 		return err
 	}
 	if _, err = f.sock.SendMessages(msgs); err == nil {
@@ -253,4 +256,34 @@ func (f *firewall) known(add, del []netip.AddrPort, timeout time.Duration) error
 // four bytes.
 func knownKey(dst netip.AddrPort) []byte {
 	return append(append(dst.Addr().AsSlice(), big16(dst.Port())...), 0, 0)
+}
+
+// ownerFlag is NFT_TABLE_F_OWNER, linux/netfilter/nf_tables.h.
+const ownerFlag = 0x2
+
+var errElsewhere = errors.New("another process intercepts in this network namespace (it owns the table `inet mptcpproxy`); stop it first")
+
+// free fails if the tables belong to a living process.
+func (f *firewall) free() error {
+	tables, err := f.tables()
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if t.Flags&ownerFlag != 0 && (t.Name == Table || t.Name == nextTable) {
+			return errElsewhere
+		}
+	}
+	return nil
+}
+
+func (f *firewall) tables() ([]*nftables.Table, error) {
+	if err := f.wait(); err != nil {
+		return nil, err
+	}
+	tables, err := f.c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables tables (is nf_tables there, with CAP_NET_ADMIN?): %w", err)
+	}
+	return slices.DeleteFunc(tables, func(t *nftables.Table) bool { return t.Family != unix.NFPROTO_INET }), nil
 }

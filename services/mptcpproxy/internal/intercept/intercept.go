@@ -48,9 +48,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 )
 
 // Firewall mark bits. Only these of a packet's 32 are read and written, so that
@@ -381,31 +378,4 @@ func Cleanup(stateDir string) error {
 // usesSets tells whether an exclude section names a set.
 func (o Options) usesSets() bool {
 	return slices.ContainsFunc(o.Exclude, func(e Exclude) bool { return e.Set != "" })
-}
-
-// ownerFlag is NFT_TABLE_F_OWNER, linux/netfilter/nf_tables.h.
-const ownerFlag = 0x2
-
-var errElsewhere = errors.New("another process intercepts in this network namespace (it owns the table `inet mptcpproxy`); stop it first")
-
-// free fails if the tables belong to a living process.
-func (f *firewall) free() error {
-	tables, err := f.tables()
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		if t.Flags&ownerFlag != 0 && (t.Name == Table || t.Name == nextTable) {
-			return errElsewhere
-		}
-	}
-	return nil
-}
-
-func (f *firewall) tables() ([]*nftables.Table, error) {
-	tables, err := f.c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, fmt.Errorf("listing nftables tables (is nf_tables there, with CAP_NET_ADMIN?): %w", err)
-	}
-	return slices.DeleteFunc(tables, func(t *nftables.Table) bool { return t.Family != unix.NFPROTO_INET }), nil
 }

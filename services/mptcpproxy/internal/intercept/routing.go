@@ -119,6 +119,18 @@ func (r *routing) setTunnel(o Options, fam int) error {
 	if err != nil {
 		return fmt.Errorf("finding the tunnel device %s (it must be there before interception is set up): %w", o.TunnelDevice, err)
 	}
+	if fam == unix.AF_INET {
+		// Source addresses of other devices pass the loose check (rp_filter 2) only on
+		// a device that has an address itself. This one is for that: RFC 7600 section
+		// 4.8. It goes with the device.
+		addrs, err := r.h.AddrList(dev, fam)
+		if err == nil && len(addrs) == 0 {
+			err = r.h.AddrAdd(dev, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 0, 0, 8).To4(), Mask: net.CIDRMask(32, 32)}, Scope: unix.RT_SCOPE_LINK})
+		}
+		if err != nil {
+			return fmt.Errorf("giving the tunnel device %s an address: %w", o.TunnelDevice, err)
+		}
+	}
 	err = r.h.RouteReplace(&netlink.Route{
 		Family: fam, Table: TunnelTable, LinkIndex: dev.Attrs().Index, Dst: everything(fam),
 		Scope: unix.RT_SCOPE_UNIVERSE, Protocol: protocol, Priority: 1024,

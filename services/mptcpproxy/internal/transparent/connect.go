@@ -83,10 +83,13 @@ func connect(src, dst netip.AddrPort, mark, proto int) (int, error) {
 		// all. A router would have said so from the address by which it reaches src.
 		var errno unix.Errno
 		errors.As(err, &errno)
-		if errno == unix.EINVAL {
+		switch {
+		case errno == unix.EINVAL:
 			errno = unix.ETIMEDOUT // a blackhole route is silent for those behind it
+		case errno == unix.EHOSTUNREACH && src.Addr().Is6():
+			errno = unix.ENETUNREACH // IPv6 routers have one message for both
 		}
-		return -1, &ConnectError{Errno: errno, Offender: ownAddress(src.Addr())}
+		return -1, &ConnectError{Errno: errno, Offender: LocalAddr(src.Addr())}
 	}
 	return -1, fmt.Errorf("connecting from %v to %v: %w", src, dst, err)
 }
@@ -169,14 +172,19 @@ func Finish(fd int) error {
 	}
 	if e, ok := readErrorQueue(fd); ok {
 		e.Errno = unix.Errno(errno)
+		if sa, err := unix.Getsockname(fd); err == nil && AddrPort(sa).Addr() == e.Offender {
+			// Our own IP layer's message, which the route that delivers everything
+			// locally has given the address it was for.
+			e.Offender = LocalAddr(e.Offender)
+		}
 		return e
 	}
 	return &ConnectError{Errno: unix.Errno(errno)}
 }
 
-// ownAddress is the address by which this machine speaks with to, invalid if it
+// LocalAddr is the address by which this machine speaks with to, invalid if it
 // has no route there.
-func ownAddress(to netip.Addr) netip.Addr {
+func LocalAddr(to netip.Addr) netip.Addr {
 	fd, err := unix.Socket(family(to), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return netip.Addr{}

@@ -51,6 +51,7 @@ func New(t testing.TB) *Bed {
 	for _, n := range []string{"client", "gw", "sink"} {
 		b.must("ip", "netns", "add", b.prefix+n)
 		b.Run(n, "ip", "link", "set", "lo", "up")
+		b.Run(n, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad")
 	}
 	link := func(ns, dev, ns2, dev2 string) {
 		b.must("ip", "link", "add", dev, "netns", b.prefix+ns, "type", "veth", "peer", "name", dev2, "netns", b.prefix+ns2)

@@ -121,6 +121,9 @@ func TestAgainstHost(t *testing.T) {
 			if code != 0 && name != "cmp" && name != "readlink" && errOut == "" {
 				t.Error("failed without a word")
 			}
+			if line == "cp -r sub sub/deep" {
+				return // what was copied before the host noticed depends on the order of its folder
+			}
 			if a, b := snapshot(t, ours), snapshot(t, theirs); a != b {
 				t.Errorf("tree:\n%s\nwant:\n%s", a, b)
 			}

@@ -50,6 +50,11 @@ type Interface struct {
 	ForceLink  bool
 	Delegation bool
 	DHCP       DHCPOptions
+	// Multipath is what the MPTCP proxy shall use the interface for: on, off,
+	// backup, master or handover; empty if nothing is said.
+	Multipath string
+	// Routes are the `route` and `route6` sections that name this interface.
+	Routes []Route
 
 	// Problems keep the interface down; the others come up.
 	Problems []Problem
@@ -91,6 +96,7 @@ var protocols = []string{"none", "static", "dhcp"}
 // DHCP sends for lack of a configured one.
 func parseConfig(p *uci.Package, hostname string) *Config {
 	c := &Config{}
+	var routes []*uci.Section
 	for _, s := range p.Sections {
 		switch s.Type {
 		case "device":
@@ -101,9 +107,14 @@ func parseConfig(p *uci.Package, hostname string) *Config {
 			c.Interfaces = append(c.Interfaces, c.iface(s, hostname))
 		case "globals":
 			// Only values of protocols to come: ULA prefix, DUID.
+		case "route", "route6":
+			routes = append(routes, s) // their interfaces may come later
 		default:
 			c.Problems = append(c.Problems, Problem{Section: s.Name, Expected: "sections of type " + s.Type + " have no effect in this version", Later: true})
 		}
+	}
+	for _, s := range routes {
+		c.route(s)
 	}
 	return c
 }
@@ -305,6 +316,7 @@ func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 			r.bad("dns_search", v, "a domain name")
 		}
 	}
+	c.multipath(i, s)
 	c.link(i, r)
 	switch i.Proto {
 	case "static":
@@ -314,6 +326,98 @@ func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 	}
 	i.Problems = r.problems
 	return i
+}
+
+// multipathModes are the values of option multipath, as the MPTCP proxy has them.
+var multipathModes = []string{"on", "off", "backup", "master", "handover"}
+
+// multipath reads the option for the MPTCP proxy. A fault in it is told, but
+// does not keep the interface down.
+func (c *Config) multipath(i *Interface, s *uci.Section) {
+	v, ok := s.Get("multipath")
+	switch {
+	case !ok:
+	case slices.Contains(multipathModes, v):
+		i.Multipath = v
+	default:
+		c.Problems = append(c.Problems, Problem{Section: s.Name, Option: "multipath", Value: v, Expected: "one of " + strings.Join(multipathModes, ", "), Later: true})
+	}
+}
+
+// tables are the routing tables that have names (rt_tables of iproute2).
+var tables = map[string]int{"local": 255, "main": 254, "default": 253, "prelocal": 128}
+
+// route reads a `route` or `route6` section into its interface.
+func (c *Config) route(s *uci.Section) {
+	six := s.Type == "route6"
+	r := &reader{s: s}
+	if r.bool("disabled", false) {
+		return
+	}
+	route := Route{Metric: r.number("metric", 0, 0, 1<<31-1), OnLink: r.bool("onlink", false)}
+	name := s.String("interface", "")
+	i := c.find(name)
+	if i == nil {
+		r.bad("interface", name, "the name of an interface section")
+	}
+	bits := 32
+	if six {
+		bits = 128
+	}
+	if v, ok := s.Get("netmask"); ok && !six {
+		if bits = maskBits(v); bits < 0 {
+			r.bad("netmask", v, "a netmask such as 255.255.255.0")
+			bits = 32
+		}
+	}
+	if v, ok := s.Get("target"); ok {
+		route.Dest = r.target(v, six, bits)
+	} else {
+		r.bad("target", "", "the network or host that the route leads to, such as 10.0.0.0/8")
+	}
+	if v, ok := s.Get("gateway"); ok && v != "0.0.0.0" && v != "::" {
+		route.Via, _ = r.addr("gateway", v, six)
+	}
+	if v, ok := s.Get("source"); ok {
+		route.Src, _ = r.addr("source", v, six)
+	}
+	if v, ok := s.Get("table"); ok {
+		n, known := tables[v]
+		if !known {
+			var err error
+			if n, err = strconv.Atoi(v); err != nil || n < 1 || n > 1<<31-1 || n == tables["local"] {
+				r.bad("table", v, "main, default, or the number of a routing table")
+			}
+		}
+		if n != tables["main"] {
+			route.Table = n
+		}
+	}
+	for _, o := range []string{"mtu", "type", "valid", "proto"} {
+		if v, ok := s.Get(o); ok && v != "unicast" {
+			r.later(o, v, "no such option")
+		}
+	}
+	c.Problems = append(c.Problems, r.problems...)
+	if len(r.problems) == 0 {
+		i.Routes = append(i.Routes, route)
+	}
+}
+
+// target reads where a route leads; without a length it has bits.
+func (r *reader) target(v string, six bool, bits int) netip.Prefix {
+	p, err := netip.ParsePrefix(v)
+	if err != nil {
+		var a netip.Addr
+		if a, err = netip.ParseAddr(v); err == nil {
+			p = netip.PrefixFrom(a, min(bits, a.BitLen()))
+		}
+	}
+	if err != nil || p.Addr().Is6() != six || p.Addr().Zone() != "" || p.Addr().Is4In6() || p.Addr().IsMulticast() {
+		r.bad("target", v, "an "+family(six)+" network or host")
+		return netip.Prefix{}
+	}
+	return p.Masked()
 }
 
 // link finds out which device an interface uses.

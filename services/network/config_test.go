@@ -54,6 +54,11 @@ func TestParseConfig(t *testing.T) {
 			Interface{Proto: "static", Device: "eth0", Addrs: prefixes("10.0.0.1/32", "fd00::1/128"), ForceLink: true}},
 		{"address with a netmask behind the slash", "config interface lan\n\toption device eth0\n\toption proto static\n\toption ipaddr 10.0.0.1/255.255.255.128\n",
 			Interface{Proto: "static", Device: "eth0", Addrs: prefixes("10.0.0.1/25"), ForceLink: true}},
+		{"routes", "config route\n\toption interface lan\n\toption target 10.9.9.9\n\toption netmask 255.255.0.0\n\toption gateway 10.0.0.2\n\toption metric 3\n\toption table main\nconfig interface lan\n\toption device eth0\n\toption multipath backup\nconfig route6\n\toption interface lan\n\toption target fd00:2::1\n\toption gateway fe80::1\n\toption onlink 1\n\toption table 100\n",
+			Interface{Proto: "none", Device: "eth0", Multipath: "backup", Routes: []Route{
+				{Dest: netip.MustParsePrefix("10.9.0.0/16"), Via: netip.MustParseAddr("10.0.0.2"), Metric: 3},
+				{Dest: netip.MustParsePrefix("fd00:2::1/128"), Via: netip.MustParseAddr("fe80::1"), OnLink: true, Table: 100},
+			}}},
 		{"names of 19.07", "config interface lan\n\toption ifname eth0\n\toption proto none\n\toption disabled 1\n",
 			Interface{Proto: "none", Device: "eth0"}},
 		{"no protocol", "config interface lan\n\toption device eth0\n\toption auto 0\n\toption delegate 0\n",
@@ -135,11 +140,15 @@ func TestProblems(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"config device x\n\toption type bridge\n":                                                   "network.x: option name '': expected the name of the device",
-		"config device x\n\toption name v\n\toption type 8021q\n":                                   "network.x: option type '8021q': expected bridge; others are not available in this version",
-		"config device y\n\toption name v\nconfig device x\n\toption name v\n":                      "network.x: option name 'v': expected a name that no other device section has",
-		"config route x\n\toption target 10.0.0.0/8\n":                                              "network.x: sections of type route have no effect in this version",
-		"config device x\n\toption name b\n\toption type bridge\n\tlist ports 'much-too-long-name'": "network.x: option ports 'much-too-long-name': expected the name of a network device",
+		"config device x\n\toption type bridge\n":                                                                                                 "network.x: option name '': expected the name of the device",
+		"config device x\n\toption name v\n\toption type 8021q\n":                                                                                 "network.x: option type '8021q': expected bridge; others are not available in this version",
+		"config device y\n\toption name v\nconfig device x\n\toption name v\n":                                                                    "network.x: option name 'v': expected a name that no other device section has",
+		"config route x\n\toption target 10.0.0.0/8\n":                                                                                            "network.x: option interface '': expected the name of an interface section",
+		"config interface lan\n\toption device a\n\toption multipath maybe\n":                                                                     "network.lan: option multipath 'maybe': expected one of on, off, backup, master, handover",
+		"config interface lan\n\toption device a\nconfig route x\n\toption interface lan\n\toption target fd00::/8\n":                             "network.x: option target 'fd00::/8': expected an IPv4 network or host",
+		"config interface lan\n\toption device a\nconfig route x\n\toption interface lan\n\toption target 10.0.0.0/8\n\toption table 255\n":       "network.x: option table '255': expected main, default, or the number of a routing table",
+		"config interface lan\n\toption device a\nconfig route6 x\n\toption interface lan\n\toption target fd00::/8\n\toption gateway 10.0.0.1\n": "network.x: option gateway '10.0.0.1': expected an IPv6 address",
+		"config device x\n\toption name b\n\toption type bridge\n\tlist ports 'much-too-long-name'":                                               "network.x: option ports 'much-too-long-name': expected the name of a network device",
 	} {
 		c := parse(t, text)
 		if len(c.Problems) != 1 || !strings.HasPrefix(c.Problems[0].Error(), want) {

@@ -227,7 +227,7 @@ func TestNewLease(t *testing.T) {
 
 func TestLeaseRoutes(t *testing.T) {
 	l := &Lease{Addr: netip.MustParsePrefix("10.1.2.3/24"), Router: netip.MustParseAddr("10.1.2.1")}
-	def := Route{Dest: netip.MustParsePrefix("0.0.0.0/0"), Via: l.Router, Src: l.Addr.Addr(), Metric: 7}
+	def := Route{Dest: netip.MustParsePrefix("0.0.0.0/0"), Via: l.Router, Src: l.Addr.Addr(), Metric: 7, OnLink: true}
 	if got := l.routes(DHCPOptions{DefaultRoute: true}, 7); len(got) != 1 || got[0] != def {
 		t.Errorf("%+v", got)
 	}

@@ -11,8 +11,8 @@
 // It does: the protocols static, dhcp (IPv4) and none; `device` sections of
 // type bridge, and MAC address and MTU of any device; both ways of writing
 // addresses (ipaddr and netmask up to 24.10, CIDR since 25.12) and the bridges
-// inside interface sections of 19.07; the resolver file; the bus objects of
-// netifd. It does not do yet: `route`, `rule` and `switch` sections, VLANs,
+// inside interface sections of 19.07; `route` and `route6` sections; the resolver file;
+// the bus objects of netifd. It does not do yet: `rule` and `switch` sections, VLANs,
 // DHCPv6, prefix delegation and netifd's protocol scripts; sections that ask
 // for them are named in the log and in the interface's status.
 package network

@@ -41,6 +41,8 @@ type kernel struct {
 
 	// claimed are the links under management, by name.
 	claimed map[string]claim
+	// tables are the routing tables that are ours to look after.
+	tables map[int]bool
 	// ours are the addresses given to a link by this process.
 	ours map[int][]netip.Prefix
 }
@@ -57,7 +59,7 @@ func newKernel(log *slog.Logger) (*kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("talk to the kernel about links: %w", err)
 	}
-	return &kernel{h: h, log: log, claimed: map[string]claim{}, ours: map[int][]netip.Prefix{}}, nil
+	return &kernel{h: h, log: log, claimed: map[string]claim{}, ours: map[int][]netip.Prefix{}, tables: map[int]bool{unix.RT_TABLE_MAIN: true}}, nil
 }
 
 func (k *kernel) close() { k.h.Close() }
@@ -340,23 +342,25 @@ func (k *kernel) route(l netlink.Link, want []Route) (changed bool, err error) {
 	}
 	var errs []error
 	replaced := map[Route]bool{}
-	for _, r := range want {
-		r = normal(r)
+	for _, w := range want {
+		k.tables[tableOf(w)] = true
+		r := normal(w)
 		if slices.Contains(have, r) {
 			continue
 		}
+		r.OnLink = w.OnLink
 		changed = true
 		if err := k.h.RouteReplace(nlRoute(l, r)); err != nil {
 			errs = append(errs, fmt.Errorf("add route to %s via %s on %s: %w", r.Dest, r.Via, a.Name, err))
 			continue
 		}
-		replaced[Route{Dest: r.Dest, Metric: r.Metric}] = true
+		replaced[Route{Dest: r.Dest, Metric: r.Metric, Table: r.Table}] = true
 	}
 	for _, r := range have {
 		if slices.ContainsFunc(want, func(w Route) bool { return normal(w) == r }) {
 			continue
 		}
-		if replaced[Route{Dest: r.Dest, Metric: r.Metric}] && r.Dest.Addr().Is4() {
+		if replaced[Route{Dest: r.Dest, Metric: r.Metric, Table: r.Table}] && r.Dest.Addr().Is4() {
 			continue // the new one took its place
 		}
 		changed = true
@@ -367,20 +371,30 @@ func (k *kernel) route(l netlink.Link, want []Route) (changed bool, err error) {
 	return changed, errors.Join(errs...)
 }
 
+// tableOf is the number of a route's table.
+func tableOf(r Route) int {
+	if r.Table == 0 {
+		return unix.RT_TABLE_MAIN
+	}
+	return r.Table
+}
+
 // normal is how the kernel reports a route: metric 0 of IPv6 is 1024
-// (IP6_RT_PRIO_USER).
+// (IP6_RT_PRIO_USER). How the gateway was checked does not matter afterwards.
 func normal(r Route) Route {
+	r.OnLink = false
 	if r.Dest.Addr().Is6() && r.Metric == 0 {
 		r.Metric = 1024
 	}
 	return r
 }
 
-// routes are the routes of a link in the main table that have our protocol.
+// routes are the routes of a link that have our protocol, in the tables that are
+// ours: the main one, and those that the configuration has named.
 func (k *kernel) routes(l netlink.Link) ([]Route, error) {
 	var out []Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		filter := &netlink.Route{LinkIndex: l.Attrs().Index, Protocol: protocolStatic, Table: unix.RT_TABLE_MAIN}
+		filter := &netlink.Route{LinkIndex: l.Attrs().Index, Protocol: protocolStatic, Table: unix.RT_TABLE_UNSPEC}
 		list, err := again(func() ([]netlink.Route, error) {
 			return k.h.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		})
@@ -388,7 +402,13 @@ func (k *kernel) routes(l netlink.Link) ([]Route, error) {
 			return nil, fmt.Errorf("list routes of %s: %w", l.Attrs().Name, err)
 		}
 		for _, nr := range list {
+			if !k.tables[nr.Table] {
+				continue
+			}
 			r := Route{Metric: nr.Priority}
+			if nr.Table != unix.RT_TABLE_MAIN {
+				r.Table = nr.Table
+			}
 			dest, ok := toPrefix(nr.Dst)
 			if !ok {
 				zero := netip.IPv4Unspecified()
@@ -416,13 +436,13 @@ func nlRoute(l netlink.Link, r Route) *netlink.Route {
 		Dst:       toIPNet(r.Dest),
 		Priority:  r.Metric,
 		Protocol:  protocolStatic,
-		Table:     unix.RT_TABLE_MAIN,
+		Table:     tableOf(r),
 	}
 	if r.Via.IsValid() {
 		n.Gw = r.Via.AsSlice()
-		// The gateway is on this link, whatever the addresses say: some
-		// providers hand out /32.
-		n.Flags = int(netlink.FLAG_ONLINK)
+		if r.OnLink { // some providers hand out /32
+			n.Flags = int(netlink.FLAG_ONLINK)
+		}
 	} else {
 		n.Scope = netlink.SCOPE_LINK
 	}

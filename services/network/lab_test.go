@@ -429,7 +429,7 @@ func (l *lab) addresses(name string) string {
 // routes lists the routes of a link that the service made.
 func (l *lab) routes(name string) string {
 	l.Helper()
-	k := &kernel{h: &netlink.Handle{}}
+	k := &kernel{h: &netlink.Handle{}, tables: map[int]bool{unix.RT_TABLE_MAIN: true, 100: true}}
 	rs, err := k.routes(l.link(name))
 	if err != nil {
 		l.Fatal(err)
@@ -445,6 +445,9 @@ func (l *lab) routes(name string) string {
 		}
 		if r.Metric != 0 {
 			s += fmt.Sprint(" metric ", r.Metric)
+		}
+		if r.Table != 0 {
+			s += fmt.Sprint(" table ", r.Table)
 		}
 		out = append(out, s)
 	}

@@ -34,6 +34,8 @@ type Route struct {
 	Via    netip.Addr // zero: on the link
 	Src    netip.Addr // preferred source; zero: the kernel chooses
 	Metric int
+	Table  int  // 0: the main one
+	OnLink bool // Via is on the link, whatever the addresses say
 }
 
 const (
@@ -148,7 +150,7 @@ func (l *Lease) routes(o DHCPOptions, metric int) []Route {
 		if r.Dest.Bits() == 0 && !o.DefaultRoute {
 			continue
 		}
-		r.Src, r.Metric = l.Addr.Addr(), metric
+		r.Src, r.Metric, r.OnLink = l.Addr.Addr(), metric, true
 		out = append(out, r)
 	}
 	return out

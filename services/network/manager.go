@@ -386,7 +386,7 @@ func (s *state) content() content {
 			if gw.Is6() {
 				all = netip.IPv6Unspecified()
 			}
-			c.routes = append(c.routes, Route{Dest: netip.PrefixFrom(all, 0), Via: gw, Metric: i.Metric})
+			c.routes = append(c.routes, Route{Dest: netip.PrefixFrom(all, 0), Via: gw, Metric: i.Metric, OnLink: true})
 		}
 	case i.Proto == "dhcp" && s.lease != nil:
 		c.addrs = []netip.Prefix{s.lease.Addr}
@@ -396,6 +396,11 @@ func (s *state) content() content {
 			if s.lease.Domain != "" {
 				c.search = append(c.search, s.lease.Domain)
 			}
+		}
+	}
+	for _, r := range i.Routes {
+		if !slices.Contains(c.routes, r) {
+			c.routes = append(c.routes, r)
 		}
 	}
 	return c

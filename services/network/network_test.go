@@ -64,6 +64,7 @@ func TestStatic(t *testing.T) {
 	l.veth("eth1", "far1")
 	l.config(lanConfig)
 	l.start()
+	l.staticRoutes()
 
 	l.want("lo", l.addresses("lo"), "127.0.0.1/8 ::1/128")
 	l.want("br-lan", l.addresses("br-lan"), "192.168.1.1/24 fd00:1::1/64")
@@ -542,4 +543,35 @@ func TestReadyWithoutAnswer(t *testing.T) {
 		return l.link("eth0").Attrs().RawFlags&unix.IFF_UP != 0 && l.routes("eth0") == route && route != ""
 	})
 	l.want("address", l.addresses("eth0"), "10.77.0.51/24")
+}
+
+// staticRoutes changes the route sections and looks at what the kernel has; in
+// the end the configuration is as before.
+func (l *lab) staticRoutes() {
+	l.Helper()
+	const def = "0.0.0.0/0 via 192.168.1.254 metric 5"
+	l.config(lanConfig + `
+config route
+	option interface lan
+	option target 10.9.0.0/16
+	option gateway 192.168.1.9
+config route
+	option interface lan
+	option target 10.7.0.1
+	option gateway 172.16.0.1
+	option onlink 1
+	option table 100
+config route6
+	option interface lan
+	option target fd00:9::/64
+	option gateway fd00:1::9
+	option metric 7
+`)
+	l.reload()
+	l.until("the routes are there", func() bool {
+		return l.routes("br-lan") == def+", 10.7.0.1/32 via 172.16.0.1 table 100, 10.9.0.0/16 via 192.168.1.9, fd00:9::/64 via fd00:1::9 metric 7"
+	})
+	l.config(lanConfig)
+	l.reload()
+	l.until("the routes are gone", func() bool { return l.routes("br-lan") == def })
 }

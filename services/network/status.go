@@ -36,6 +36,9 @@ func (m *manager) interfaceStatus(s *state) bus.Table {
 	if s.device != "" {
 		t = append(t, bus.Attr{Name: "device", Value: s.device})
 	}
+	if i.Multipath != "" {
+		t = append(t, bus.Attr{Name: "multipath", Value: i.Multipath})
+	}
 	if s.up {
 		t = append(t,
 			bus.Attr{Name: "metric", Value: int32(i.Metric)},
@@ -104,6 +107,9 @@ func (c content) table(prefixes bool) bus.Table {
 		}
 		if r.Metric != 0 {
 			e = append(e, bus.Attr{Name: "metric", Value: int32(r.Metric)})
+		}
+		if r.Table != 0 {
+			e = append(e, bus.Attr{Name: "table", Value: int32(r.Table)})
 		}
 		routes = append(routes, append(e, bus.Attr{Name: "source", Value: source.String()}))
 	}

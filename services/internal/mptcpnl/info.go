@@ -91,6 +91,7 @@ const (
 	// one at 255; nobody has that many paths.
 	maxSubflows = 16
 	sfdataSize  = 16
+	tcpClose    = 7 // include/net/tcp_states.h
 )
 
 // scratch is what the kernel writes into. It lives on the heap, because the
@@ -147,7 +148,8 @@ func (s *scratch) info(fd int) (Info, error) {
 
 // GetFullInfo reads the connection and all its subflows in one system call.
 // The subflows are appended to into[:0], so that a caller who keeps the slice
-// causes no allocation. A connection without any subflow left yields none.
+// causes no allocation. A first subflow that has ended stays in the kernel's
+// list as closed; it is left out here.
 // On kernels before 6.5 it takes three calls and the subflows' IDs are 0.
 // It returns [ErrFallback] for plain TCP.
 func GetFullInfo(fd int, into []SubflowInfo) (Info, []SubflowInfo, error) {
@@ -179,6 +181,9 @@ func GetFullInfo(fd int, into []SubflowInfo) (Info, []SubflowInfo, error) {
 	tcpn := min(int(ne.Uint32(s.full[0:])), tcpinfoSize)
 	count := min(int(ne.Uint32(s.full[16:])), maxSubflows)
 	for k := range count {
+		if s.tcp[k].State == tcpClose {
+			continue
+		}
 		b := s.addrs[k*sfinfoSize : (k+1)*sfinfoSize]
 		into = append(into, SubflowInfo{ID: ne.Uint32(b), Local: parseSockaddr(b[8:136]), Remote: parseSockaddr(b[136:264]), TCP: s.tcp[k]})
 		cut(&into[len(into)-1].TCP, tcpn)
@@ -208,6 +213,9 @@ func (s *scratch) olderInfo(fd int, into []SubflowInfo) (Info, []SubflowInfo, er
 		return i, into, fmt.Errorf("read MPTCP_TCPINFO of socket %d: %w", fd, err)
 	}
 	for k := range min(na, nt) {
+		if s.old[sfdataSize+k*szt] == tcpClose {
+			continue
+		}
 		a := s.addrs[sfdataSize+k*sza:]
 		f := SubflowInfo{Local: parseSockaddr(a[:128]), Remote: parseSockaddr(a[128:256])}
 		t := s.old[sfdataSize+k*szt:][:szt]

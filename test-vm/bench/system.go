@@ -121,12 +121,17 @@ func ready(ctx context.Context, b *bed.Bed, g *gateways) error {
 	defer echo.Close()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
+	patience := 20 * time.Millisecond
+	for _, p := range b.Paths {
+		patience = max(patience, 20*time.Millisecond+6*p.Delay)
+	}
 	var last error
 	for {
 		if err := g.alive(); err != nil {
 			return err
 		}
-		_, last = load.PingPong(ctx, b.Client, at, 20*time.Millisecond, 5*time.Millisecond)
+		// Subflows join after the first data, a round trip or two later.
+		_, last = load.PingPong(ctx, b.Client, at, patience, 5*time.Millisecond)
 		if last == nil {
 			var estab, joined int64
 			if estab, last = b.Far.Counter("MPTcpExt", "MPCurrEstab"); last != nil {

@@ -63,7 +63,7 @@ func StartEcho(n *bed.Node, at ...netip.AddrPort) (*Echo, error) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread and its files end with the server
-		err := ownFiles(append(listeners, e.epoll, e.stop[0])...)
+		err := ownFiles(append([]int{0, 1, 2, e.epoll, e.stop[0]}, listeners...)...)
 		own <- err
 		if err == nil {
 			e.run(isListener)

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -192,10 +194,20 @@ func sleepUntil(t time.Time) {
 
 // ownFiles gives the calling thread a table of open files of its own with nothing but those named, so that it can have as
 // many more as a process may. The goroutine must be locked to its thread for ever and use system calls alone for files.
+// What Go's runtime polls with stays too: a garbage collection that starts on this thread polls.
 func ownFiles(keep ...int) error {
-	slices.Sort(keep)
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("look for the poller of the runtime: %w", err)
+	}
+	for _, e := range entries {
+		to, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if fd, cerr := strconv.Atoi(e.Name()); err == nil && cerr == nil && (to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]") {
+			keep = append(keep, fd)
+		}
+	}
 	first := 0
-	for _, fd := range append(keep, math.MaxInt32) {
+	for _, fd := range append(slices.Sorted(slices.Values(keep)), math.MaxInt32) {
 		if fd > first {
 			if err := unix.CloseRange(uint(first), uint(fd-1), unix.CLOSE_RANGE_UNSHARE); err != nil {
 				return fmt.Errorf("give a thread files of its own: %w", err)

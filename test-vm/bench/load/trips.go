@@ -186,7 +186,7 @@ func OpenIdle(ctx context.Context, client *bed.Node, to []netip.AddrPort, flows,
 		opening.Add(1)
 		w.ended = client.Thread(func() {
 			b := []byte{1}
-			err := ownFiles(1, 2)
+			err := ownFiles(0, 1, 2)
 			for ctx.Err() == nil && err == nil {
 				k := int(next.Add(1)) - 1
 				if k >= flows {

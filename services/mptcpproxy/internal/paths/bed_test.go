@@ -186,7 +186,7 @@ func (b *bed) start(ns netns.NsHandle, o Options) (*Manager, func()) {
 
 func (b *bed) wanted() (w []Wanted) {
 	for i := 1; i <= b.n; i++ {
-		w = append(w, Wanted{Name: fmt.Sprintf("wan%d", i), Device: fmt.Sprintf("p%d", i)})
+		w = append(w, Wanted{Name: fmt.Sprintf("wan%d", i), Device: fmt.Sprintf("p%d", i), Probe: true})
 	}
 	return w
 }

@@ -209,7 +209,7 @@ func (m *Manager) SetAlive(peer, pathName string, alive bool, rtt time.Duration)
 		}
 		return
 	}
-	if l.heard && !l.dead && !p.w.NoProbe {
+	if l.heard && !l.dead && p.w.Probe {
 		l.doubt = true
 		m.kick()
 	}
@@ -633,7 +633,7 @@ func (m *Manager) poll(now time.Time) bool {
 				continue
 			}
 			l := m.leg(c.peer, s.path)
-			if !l.dead && !l.heard && !s.path.w.NoProbe && s.overdue(l, now) {
+			if !l.dead && !l.heard && s.path.w.Probe && s.overdue(l, now) {
 				m.kill(l, byTCP, now)
 			}
 		}

@@ -116,7 +116,7 @@ type Wanted struct {
 	Weight             int        // relative share, 1 = normal; see the package comment
 	Quota              uint64     // bytes a period in both directions, 0 = no limit
 	Period             string     // of the quota: "day", "week", "month" (default), or "" = month
-	NoProbe            bool       // never declare it dead for lack of answers
+	Probe              bool       // false: never declare it dead for lack of answers
 	Gateway4, Gateway6 netip.Addr // next hops; invalid = found in the main routing table
 }
 

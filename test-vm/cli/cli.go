@@ -1,4 +1,4 @@
-// Package cli is the command line of test-vm: boot, exec and bench.
+// Package cli is the command line of test-vm: boot, exec and bench for one image, run, list, graph and shell for networks.
 package cli
 
 import (
@@ -19,9 +19,10 @@ import (
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	p := &program{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
-		Use:           "test-vm",
-		Short:         "Boot Weft images in QEMU",
-		Long:          "Boot the images that `make image` built in QEMU, unprivileged and without touching the images.",
+		Use:   "test-vm",
+		Short: "Boot Weft images in QEMU, alone and as networks",
+		Long: `Boot the images that make image built in QEMU, unprivileged and without touching the images; and whole networks of
+them, or of network namespaces, with faults on a timeline and checks.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -29,7 +30,8 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(p.bootCommand(), p.execCommand(), p.benchCommand())
+	root.AddCommand(p.bootCommand(), p.execCommand(), p.benchCommand(),
+		p.runCommand(), p.listCommand(), p.graphCommand(), p.shellCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	err := root.ExecuteContext(ctx)
 	var usage usageError

@@ -402,7 +402,7 @@ func TestLink(t *testing.T) {
 		}
 		ends = append(ends, a)
 		done.Go(func() {
-			if err := l.serve(b); err != nil {
+			if err := l.serve("guest", b); err != nil {
 				t.Error(err)
 			}
 			b.Close()

@@ -16,10 +16,55 @@ import (
 type Link struct {
 	Name string
 
-	mu    sync.Mutex
-	ports map[net.Conn]*sync.Mutex // with the lock that keeps frames whole
-	cut   bool
-	stats LinkStats
+	mu     sync.Mutex
+	ports  map[*Plug]struct{}
+	filter func(from string, frame []byte) bool
+	cut    bool
+	stats  LinkStats
+}
+
+// Plug is one port of a link: a machine's card, or something in this process ([Link.Join]).
+type Plug struct {
+	link *Link
+	name string
+
+	mu   sync.Mutex // keeps frames whole
+	send func(withLength []byte) error
+}
+
+// Join makes a port in this process. send gets every frame of the other ports; it must not keep it, and what it cannot
+// take is dropped. name is what a filter is told.
+func (l *Link) Join(name string, send func(frame []byte) error) *Plug {
+	return l.join(name, func(withLength []byte) error { return send(withLength[4:]) })
+}
+
+func (l *Link) join(name string, send func(withLength []byte) error) *Plug {
+	p := &Plug{link: l, name: name, send: send}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ports[p] = struct{}{}
+	return p
+}
+
+// Send hands a frame to the link.
+func (p *Plug) Send(frame []byte) {
+	withLength := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(frame)), uint32(len(frame)))
+	p.link.forward(p, append(withLength, frame...))
+}
+
+// Leave takes the port away.
+func (p *Plug) Leave() {
+	p.link.mu.Lock()
+	defer p.link.mu.Unlock()
+	delete(p.link.ports, p)
+}
+
+// Filter has f look at every frame, which it may change, and drop it by returning false. from is the name of the port
+// that sent it: for a machine's card, the machine's. f is called by several goroutines and must not keep the frame.
+func (l *Link) Filter(f func(from string, frame []byte) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.filter = f
 }
 
 // LinkStats counts what a link carried.
@@ -32,7 +77,7 @@ type LinkStats struct {
 const maxFrame = 4096 + 65536
 
 // NewLink makes a segment without ports.
-func NewLink(name string) *Link { return &Link{Name: name, ports: map[net.Conn]*sync.Mutex{}} }
+func NewLink(name string) *Link { return &Link{Name: name, ports: map[*Plug]struct{}{}} }
 
 // Cut makes the link drop every frame, as a pulled cable whose carrier stays; Restore ends that.
 func (l *Link) Cut() { l.setCut(true) }
@@ -53,17 +98,14 @@ func (l *Link) Stats() LinkStats {
 	return l.stats
 }
 
-// serve is one port: it forwards what conn sends until conn ends.
-func (l *Link) serve(conn net.Conn) error {
-	l.mu.Lock()
-	l.ports[conn] = new(sync.Mutex)
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.ports, conn)
-		l.mu.Unlock()
-	}()
-	return readFrames(conn, func(frame []byte) { l.forward(conn, frame) })
+// serve is the port of a machine: it forwards what conn sends until conn ends.
+func (l *Link) serve(name string, conn net.Conn) error {
+	p := l.join(name, func(withLength []byte) error {
+		_, err := conn.Write(withLength)
+		return err
+	})
+	defer p.Leave()
+	return readFrames(conn, func(frame []byte) { l.forward(p, frame) })
 }
 
 // readFrames calls f with each frame of r, its length field in front. The slice is reused.
@@ -92,29 +134,29 @@ func readFrames(r io.Reader, f func(withLength []byte)) error {
 }
 
 // forward sends a frame to every port but its own.
-func (l *Link) forward(from net.Conn, frame []byte) {
+func (l *Link) forward(from *Plug, frame []byte) {
+	l.mu.Lock()
+	filter := l.filter
+	l.mu.Unlock()
+	pass := filter == nil || filter(from.name, frame[4:])
 	l.mu.Lock()
 	l.stats.Frames++
 	l.stats.Bytes += uint64(len(frame) - 4)
-	if l.cut {
+	if l.cut || !pass {
 		l.stats.Dropped++
 		l.mu.Unlock()
 		return
 	}
-	type port struct {
-		conn net.Conn
-		mu   *sync.Mutex
-	}
-	others := make([]port, 0, len(l.ports))
-	for conn, mu := range l.ports {
-		if conn != from {
-			others = append(others, port{conn, mu})
+	others := make([]*Plug, 0, len(l.ports))
+	for p := range l.ports {
+		if p != from {
+			others = append(others, p)
 		}
 	}
 	l.mu.Unlock()
 	for _, p := range others {
 		p.mu.Lock()
-		_, err := p.conn.Write(frame)
+		err := p.send(frame)
 		p.mu.Unlock()
 		if err != nil {
 			l.mu.Lock()

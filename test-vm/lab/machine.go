@@ -328,7 +328,7 @@ func (m *Machine) start(ctx context.Context) error {
 			fmt.Sscanf(name, "nic%d", &card) // made above
 			link := m.cfg.NICs[card].Link
 			readers.Go(func() {
-				if err := link.serve(conn); err != nil {
+				if err := link.serve(m.cfg.Name, conn); err != nil {
 					fmt.Fprintf(&r.stderr, "link %s: %v\n", link.Name, err)
 				}
 			})

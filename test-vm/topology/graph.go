@@ -1,0 +1,4 @@
+package topology
+
+// SVG draws the topology.
+func SVG(t *Topology) string { return "" }

@@ -54,6 +54,7 @@ type Picker interface {
 type Engine interface {
 	AddTrunk(t stream.Trunk)
 	Idle(peer string) int
+	Probe(peer string)
 }
 
 // Peer is a gateway that is dialled.
@@ -76,6 +77,11 @@ type Hello struct {
 	Features []string     `json:"features,omitempty"`
 	Paths    []netip.Addr `json:"paths,omitempty"` // own addresses of the paths
 	Port     uint16       `json:"port,omitempty"`  // own listening port, TCP and UDP
+	// Instance is chosen at random by each process. A peer whose Instance
+	// changed has restarted: its flows are gone.
+	Instance uint64 `json:"instance,omitempty"`
+	// Encrypt asks for sealed datagrams; the dialling side decides.
+	Encrypt bool `json:"encrypt,omitempty"`
 }
 
 // Conn describes an authenticated connection before it goes to the engine, or

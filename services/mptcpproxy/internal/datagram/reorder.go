@@ -14,11 +14,10 @@ const (
 )
 
 type laneState struct {
-	next    uint32 // expected
-	started bool
-	bits    [laneBits / 64]uint64 // delivered, for sequences next-laneBits .. next-1
-	head    *held                 // waiting, in order of sequence
-	listed  bool                  // in reorder.busy
+	next   uint32                // expected; both ends of a new session begin with 0
+	bits   [laneBits / 64]uint64 // delivered, for sequences next-laneBits .. next-1
+	head   *held                 // waiting, in order of sequence
+	listed bool                  // in reorder.busy
 }
 
 type held struct {
@@ -69,11 +68,11 @@ func (l *laneState) pass(delivered bool) {
 func (r *reorder) add(now time.Duration, lane uint16, seq uint32, c Class, dup bool, data []byte, ts uint32, deadline time.Duration) {
 	l := &r.table[lane]
 	gap := int32(seq - l.next)
-	if !l.started || gap >= maxGap || gap <= -maxGap {
+	if gap >= maxGap || gap <= -maxGap {
 		for l.head != nil {
 			r.deliverHead(l)
 		}
-		l.started, l.next, gap = true, seq, 0
+		l.next, gap = seq, 0
 		clear(l.bits[:])
 	}
 	switch {

@@ -1,0 +1,140 @@
+// Package trust decides whether enough of the keys that a device knows vouch
+// for a firmware image.
+//
+// An image may bear several signature chunks (package firmware), each the ucert
+// chain of one signer over everything before it. A stock LEDE/OpenWrt system
+// looks at the last one alone, cut off and checked against its key folder; so
+// the signer whom stock devices know signs last.
+//
+// A key folder is that of usign -P: one public key a file, named by its
+// fingerprint; a revoked key is a link of that name to a target that begins
+// with ".revoked." (openwrt/ucert).
+package trust
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"weft/image/firmware"
+	"weft/image/firmware/ucert"
+	"weft/image/firmware/usign"
+)
+
+// ErrUnsigned is an image without any signature chunk, ErrTooFew one that fewer
+// known keys vouch for than are required.
+var (
+	ErrUnsigned = errors.New("the image is not signed")
+	ErrTooFew   = errors.New("too few known keys vouch for the image")
+)
+
+// Keyring is what a device trusts.
+type Keyring struct {
+	Keys     []*usign.PublicKey
+	Revoked  map[usign.Fingerprint]bool
+	Required int // how many different keys must vouch; below 1 means 1
+}
+
+// ReadKeyring reads a key folder. Files that are no key are faults, told
+// together beside the keys that could be read: one bad file must not lock out
+// the good keys.
+func ReadKeyring(dir string, required int) (*Keyring, error) {
+	k := &Keyring{Revoked: map[usign.Fingerprint]bool{}, Required: max(required, 1)}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return k, fmt.Errorf("read the key folder: %w", err)
+	}
+	var faults []error
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if target, err := os.Readlink(path); err == nil && strings.HasPrefix(filepath.Base(target), ".revoked.") {
+			f, err := usign.ParseFingerprint(e.Name())
+			if err != nil {
+				faults = append(faults, fmt.Errorf("%s: a revocation must be named by the key's fingerprint", path))
+				continue
+			}
+			k.Revoked[f] = true
+			continue
+		}
+		if strings.HasPrefix(e.Name(), ".") || e.IsDir() {
+			continue
+		}
+		key, err := ReadPublicKey(path)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		k.Keys = append(k.Keys, key)
+	}
+	return k, errors.Join(faults...)
+}
+
+// ReadPublicKey reads a public key file.
+func ReadPublicKey(path string) (*usign.PublicKey, error) {
+	text, err := readSmall(path)
+	if err != nil {
+		return nil, err
+	}
+	k, err := usign.ParsePublicKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return k, nil
+}
+
+// readSmall reads a file that can only be small: a fifo or a device in its
+// place must not hang or fill the memory.
+func readSmall(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > firmware.MaxMetadata {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("want a small regular file")}
+	}
+	return os.ReadFile(path)
+}
+
+// Signer is what one signature chunk of an image says.
+type Signer struct {
+	Chunk  int              // its number among the image's chunks
+	Root   *usign.PublicKey // the known key that vouches; nil if none does
+	Signed usign.Fingerprint
+	Err    error // why it does not count
+}
+
+// Check looks at every signature chunk of the image. The error is nil when
+// enough known keys vouch, else it wraps ErrUnsigned or ErrTooFew; the signers
+// tell the details either way.
+func (k *Keyring) Check(f *firmware.File, r io.ReaderAt, now time.Time) ([]Signer, error) {
+	var signers []Signer
+	distinct := map[string]bool{}
+	for i, c := range f.Chunks {
+		if c.Kind != firmware.Signature {
+			continue
+		}
+		s := Signer{Chunk: i}
+		chain, err := ucert.Parse(c.Payload)
+		if err == nil {
+			s.Signed = chain[len(chain)-1].Signature.Fingerprint
+			message := func() io.Reader { return io.NewSectionReader(r, 0, c.Offset) }
+			s.Root, _, err = chain.Verify(message, k.Keys, now, func(f usign.Fingerprint) bool { return k.Revoked[f] })
+		}
+		if s.Err = err; err == nil {
+			distinct[string(s.Root.Key)] = true // two fingerprints of one key are one signer
+		}
+		signers = append(signers, s)
+	}
+	switch need := max(k.Required, 1); {
+	case len(signers) == 0:
+		return nil, ErrUnsigned
+	case len(distinct) < need:
+		return signers, fmt.Errorf("%w: %d, %d must", ErrTooFew, len(distinct), need)
+	}
+	return signers, nil
+}

@@ -81,13 +81,60 @@ The figure of a row is the worst of its directions, each the median of its repet
 	return c
 }
 
+// SoakCommand is `test-vm soak`.
+func SoakCommand() *cobra.Command {
+	o := SoakOptions{}
+	var asJSON, random bool
+	c := &cobra.Command{
+		Use:   "soak",
+		Short: "Let random flows through the MPTCP gateways meet random faults, and compare every byte",
+		Long: `Build the bed of bench-mptcp and let random flows (sizes, order of ends, resets, rests, refusals, UDP) meet random faults
+(link down, black hole, loss and delay, new address, killed gateway). Ten minutes hold what two hours of a busy day would.
+It fails if a byte was lost or changed on a flow that no killed gateway has touched, or if a gateway holds more afterwards.`,
+		Example: `  go run ./test-vm soak
+  go run ./test-vm soak --duration 30s --seed 7`,
+		Args:         cobra.NoArgs,
+		SilenceUsage: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			o.Progress = c.ErrOrStderr()
+			if random {
+				o.Seed = uint64(time.Now().UnixNano()) % 1e9
+			}
+			fmt.Fprintf(o.Progress, "soak: seed %d\n", o.Seed)
+			r, err := Soak(c.Context(), o)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				e := json.NewEncoder(c.OutOrStdout())
+				e.SetIndent("", "  ")
+				err = e.Encode(r)
+			} else {
+				_, err = fmt.Fprint(c.OutOrStdout(), r.Text())
+			}
+			if err == nil && len(r.Failures) > 0 {
+				err = fmt.Errorf("soak: %d failures; repeat with --seed %d --duration %v", len(r.Failures), o.Seed, o.During)
+			}
+			return err
+		},
+	}
+	f := c.Flags()
+	f.DurationVar(&o.During, "duration", 10*time.Minute, "how long new flows begin")
+	f.StringVar(&o.System, "system", Weft, "weft, or haproxy to see what a peer makes of it")
+	f.BoolVar(&o.Kills, "kills", true, "kill gateways too")
+	f.BoolVar(&random, "random", false, "take another seed each time")
+	f.BoolVar(&asJSON, "json", false, "print the report as JSON")
+	addOptions(c, &o.Options)
+	return c
+}
+
 // addOptions are the flags that the bench and the soak share.
 func addOptions(c *cobra.Command, o *Options) {
 	f := c.Flags()
 	f.StringVar(&o.Weft, "weft", "bin/host/mptcpproxy", "program of the gateways, built by make host")
 	f.StringArrayVar(&o.Set, "set", nil, "NAME=VALUE, further option of mptcpproxy.main on both gateways; may be repeated")
 	f.StringVar(&o.Congestion, "congestion", "", "congestion control of all namespaces (default: as a fresh namespace has it)")
-	f.Uint64Var(&o.Seed, "seed", 1, "seed of packet losses")
+	f.Uint64Var(&o.Seed, "seed", 1, "seed of what is left to chance")
 	f.StringVar(&o.Dir, "dir", "", "keep logs and configurations of the gateways here")
 }
 

@@ -103,7 +103,7 @@ func (o *Options) start(ctx context.Context, system string, b *bed.Bed, dir stri
 		return nil, fmt.Errorf("no system %q: there are %s, %s and %s", system, Weft, HAProxy, Routed)
 	}
 	if err == nil {
-		err = ready(ctx, b, g)
+		err = ready(ctx, b, g, [2]int64{})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", system, err), g.stop())
@@ -111,8 +111,16 @@ func (o *Options) start(ctx context.Context, system string, b *bed.Bed, dir stri
 	return g, nil
 }
 
-// ready waits until a connection from client to sink goes through MPTCP and all paths have joined.
-func ready(ctx context.Context, b *bed.Bed, g *gateways) error {
+// joins are the MPTCP connections that the far gateway has accepted and the subflows that have joined them, ever.
+func joins(b *bed.Bed) (v [2]int64, err error) {
+	if v[0], err = b.Far.Counter("MPTcpExt", "MPCapableACKRX"); err == nil {
+		v[1], err = b.Far.Counter("MPTcpExt", "MPJoinAckRx")
+	}
+	return v, err
+}
+
+// ready waits until a connection from client to sink goes through MPTCP and all paths have joined since before.
+func ready(ctx context.Context, b *bed.Bed, g *gateways, before [2]int64) error {
 	at := netip.AddrPortFrom(bed.Sink4, readyPort)
 	echo, err := load.StartEcho(b.Sink, at)
 	if err != nil {
@@ -133,18 +141,15 @@ func ready(ctx context.Context, b *bed.Bed, g *gateways) error {
 		// Subflows join after the first data, a round trip or two later.
 		_, last = load.PingPong(ctx, b.Client, at, patience, 5*time.Millisecond)
 		if last == nil {
-			var estab, joined int64
-			if estab, last = b.Far.Counter("MPTcpExt", "MPCurrEstab"); last != nil {
-				return last
+			now, err := joins(b)
+			if err != nil {
+				return err
 			}
-			if joined, last = b.Far.Counter("MPTcpExt", "MPJoinAckRx"); last != nil {
-				return last
-			}
-			passive, _ := b.Far.Counter("MPTcpExt", "MPCapableACKRX")
-			if (estab > 0 || passive > 0) && (joined > 0 || len(b.Paths) < 2) {
+			if accepted, joined := now[0]-before[0], now[1]-before[1]; accepted <= 0 || joined <= 0 && len(b.Paths) > 1 {
+				last = fmt.Errorf("connections go through, but not by MPTCP over all paths (at the far gateway: %d MPTCP connections accepted, %d subflows joined)", accepted, joined)
+			} else {
 				return nil
 			}
-			last = fmt.Errorf("connections go through, but not by MPTCP over all paths (at the far gateway: %d MPTCP connections accepted, %d subflows joined)", passive, joined)
 		}
 		select {
 		case <-ctx.Done():

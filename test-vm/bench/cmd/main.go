@@ -16,7 +16,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	root := &cobra.Command{Use: "bench", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(bench.Command())
+	root.AddCommand(bench.Command(), bench.SoakCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

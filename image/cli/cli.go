@@ -118,7 +118,7 @@ each step says whether it ran and why.`,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	root.PersistentFlags().StringVar(&a.source, "source", ".", "top of Weft's source `folder`")
-	root.AddCommand(a.buildCommand(), a.infoCommand(), a.manifestCommand(), a.pinsCommand(), a.reproCommand(), a.diffCommand(), a.benchCommand())
+	root.AddCommand(a.buildCommand(), a.infoCommand(), a.manifestCommand(), a.pinsCommand(), a.reproCommand(), a.diffCommand(), a.benchCommand(), a.keysCommand(), a.signCommand(), a.verifyCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.SetHelpCommandGroupID("")
 	walk(root, onlyOnce)

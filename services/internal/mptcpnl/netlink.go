@@ -79,6 +79,7 @@ type Limits struct {
 type Conn struct {
 	mu     sync.Mutex
 	c      *genetlink.Conn
+	diag   *netlink.Conn
 	family genetlink.Family
 }
 
@@ -100,11 +101,16 @@ func Dial() (*Conn, error) {
 		}
 		return nil, fmt.Errorf("find generic netlink family %s: %w", familyName, err)
 	}
-	return &Conn{c: c, family: f}, nil
+	d, err := dialDiag()
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return &Conn{c: c, diag: d, family: f}, nil
 }
 
 // Close ends the connection.
-func (c *Conn) Close() error { return c.c.Close() }
+func (c *Conn) Close() error { return errors.Join(c.c.Close(), c.diag.Close()) }
 
 // appendAddr encodes one address inside of a nested attribute.
 func encodeAddr(e *netlink.AttributeEncoder, a Addr) {
@@ -315,7 +321,8 @@ func (c *Conn) SubflowCreate(token uint32, local Addr, remote netip.AddrPort) er
 }
 
 // SubflowDestroy closes one subflow at once (RST) and re-injects what it had
-// not delivered on the others. The addresses must have the family that the
+// not delivered on the others. The first subflow of a connection is only shut
+// down and lives on until its queue is empty: see [Conn.Abort]. The addresses must have the family that the
 // kernel reports for the subflow (see the package comment). ESRCH = there is no
 // such subflow. Userspace path manager only.
 func (c *Conn) SubflowDestroy(token uint32, local, remote netip.AddrPort) error {

@@ -52,24 +52,25 @@ type subKey struct{ local, remote netip.AddrPort }
 // sub is one subflow.
 type sub struct {
 	subKey
-	loc, rem uint8 // address identifiers
-	idKnown  bool
-	first    bool
-	joined   bool // reported as established
-	backup   bool
-	path     *path // nil: from an address of no path
-	state    uint8
-	since    time.Time
-	acked    uint64
-	recvd    uint64
-	sent     uint64
-	retrans  uint64
-	unacked  bool      // data is in flight
-	progress time.Time // last acknowledgement of new data, or nothing was in flight
-	lastLife time.Time // last proof that both directions work
-	srtt     time.Duration
-	rttvar   time.Duration
-	seen     bool
+	loc, rem  uint8 // address identifiers
+	idKnown   bool
+	first     bool
+	joined    bool // reported as established
+	backup    bool
+	path      *path // nil: from an address of no path
+	state     uint8
+	since     time.Time
+	acked     uint64
+	recvd     uint64
+	sent      uint64
+	retrans   uint64
+	delivered uint32
+	unacked   bool      // data is in flight
+	progress  time.Time // last acknowledgement of new data, or nothing was in flight
+	lastLife  time.Time // last proof that both directions work
+	srtt      time.Duration
+	rttvar    time.Duration
+	seen      bool
 }
 
 func (s *sub) live() bool { return s.state == tcpEstablished || s.state == tcpCloseWait }
@@ -316,8 +317,11 @@ func (m *Manager) event(ev mptcpnl.Event, now time.Time) {
 		}
 		c.dirty = true
 	case mptcpnl.EventSubClosed:
-		if s := c.subs[subKey{ev.Local, ev.Remote}]; s != nil {
+		if s := c.find(ev); s != nil {
 			m.gone(c, s, now)
+			if s.first {
+				_ = m.pm.Abort(s.local, s.remote) // see destroy
+			}
 		} else if p := m.owner[ev.Local.Addr().Unmap()]; p != nil && c.slots[p] != nil && !c.slots[p].pending.IsZero() {
 			m.joinFailed(c, p, now) // refused before we saw it
 		}
@@ -327,6 +331,20 @@ func (m *Manager) event(ev mptcpnl.Event, now time.Time) {
 			s.backup = ev.Backup
 		}
 	}
+}
+
+// find is the subflow that an event is about. That of a refused join has no
+// remote port any more.
+func (c *conn) find(ev mptcpnl.Event) *sub {
+	if s := c.subs[subKey{ev.Local, ev.Remote}]; s != nil || ev.Remote.Port() != 0 {
+		return s
+	}
+	for k, s := range c.subs {
+		if k.local == ev.Local && k.remote.Addr() == ev.Remote.Addr() {
+			return s
+		}
+	}
+	return nil
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
@@ -481,7 +499,9 @@ func (m *Manager) refresh(c *conn, now time.Time) {
 func (m *Manager) measure(c *conn, s *sub, t *unix.TCPInfo, now time.Time) {
 	s.srtt = time.Duration(t.Rtt) * time.Microsecond
 	s.rttvar = time.Duration(t.Rttvar) * time.Microsecond
-	moved := t.Bytes_acked != s.acked
+	// Delivered also counts what was acknowledged selectively: a hole that
+	// waits for its timer is no sign of a dead path.
+	moved := t.Bytes_acked != s.acked || t.Delivered != s.delivered
 	s.unacked = t.Unacked != 0
 	c.busy = c.busy || moved || t.Bytes_received != s.recvd
 	// Data from the other end proves one direction only; when ours is in
@@ -510,6 +530,7 @@ func (m *Manager) measure(c *conn, s *sub, t *unix.TCPInfo, now time.Time) {
 			p.rtt = s.srtt
 		}
 	}
+	s.delivered = t.Delivered
 	s.acked, s.recvd, s.sent, s.retrans = t.Bytes_acked, t.Bytes_received, t.Bytes_sent, t.Bytes_retrans
 }
 
@@ -880,6 +901,11 @@ func (m *Manager) destroy(c *conn, s *sub, now time.Time) {
 	err := m.pm.SubflowDestroy(c.token, s.local, s.remote)
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		m.log.Debug("destroy subflow", "error", err)
+	}
+	if s.first {
+		// Shut down, it would go on with its queue and, when the path is back,
+		// fill it with old data. Kernels without the means let it.
+		_ = m.pm.Abort(s.local, s.remote)
 	}
 	delete(c.subs, s.subKey)
 	if s.path != nil {

@@ -47,7 +47,7 @@ type Event struct {
 	Token         uint32
 	LocID, RemID  uint8
 	Local, Remote netip.AddrPort
-	Backup        bool
+	Backup        bool  // the other end asks not to use the subflow while another works
 	Error         uint8 // errno of a subflow that ended
 	Flags         uint16
 	Timeout       time.Duration

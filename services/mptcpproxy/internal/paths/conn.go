@@ -85,8 +85,8 @@ func (s *sub) stuck(now time.Time) bool {
 type slot struct {
 	tries   int
 	next    time.Time // no join before
+	backup  bool      // what the last join asked for
 	pending time.Time // join under way since; zero = none
-	local   netip.Addr
 }
 
 // conn is one MPTCP connection.
@@ -310,7 +310,10 @@ func (m *Manager) event(ev mptcpnl.Event, now time.Time) {
 		}
 	case mptcpnl.EventSubEstablished:
 		s := m.addSub(c, subKey{ev.Local, ev.Remote}, now)
-		s.loc, s.rem, s.idKnown, s.backup, s.state = ev.LocID, ev.RemID, true, ev.Backup, tcpEstablished
+		s.loc, s.rem, s.idKnown, s.state = ev.LocID, ev.RemID, true, tcpEstablished
+		if sl := c.slots[s.path]; sl != nil && c.near && !s.joined {
+			s.backup = sl.backup
+		}
 		if !s.joined {
 			s.joined = true
 			m.joined(c, s, now)
@@ -326,10 +329,6 @@ func (m *Manager) event(ev mptcpnl.Event, now time.Time) {
 			m.joinFailed(c, p, now) // refused before we saw it
 		}
 		c.dirty = true
-	case mptcpnl.EventSubPriority:
-		if s := c.subs[subKey{ev.Local, ev.Remote}]; s != nil {
-			s.backup = ev.Backup
-		}
 	}
 }
 
@@ -849,7 +848,7 @@ func (m *Manager) join(c *conn, p *path, l *leg, now time.Time) (again time.Time
 	switch {
 	case err == nil:
 		c.ids[local] = a.ID
-		sl.pending, sl.local = now, local
+		sl.pending, sl.backup = now, a.Flags != 0
 		l.pending++
 		return again
 	case errors.Is(err, unix.ENOTCONN):

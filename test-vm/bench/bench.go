@@ -23,7 +23,7 @@ import (
 // Options of a run.
 type Options struct {
 	Weft       string    // the gateway's program, bin/host/mptcpproxy
-	Set        []string  // name=value, further options of mptcpproxy.main on both gateways
+	Set        []string  // NAME=VALUE or NAME+=VALUE (lists), further options of mptcpproxy.main on both gateways
 	Cases      []string  // empty = all
 	Systems    []string  // empty = all
 	Quick      bool      // shorter, fewer repetitions
@@ -50,6 +50,7 @@ type benchCase struct {
 	parallel    bool     // the paths are the bottleneck, so systems may run at once
 	reps        int      // with --quick one
 	systems     []string // which can do it; nil = all
+	config      []string // further options of Weft
 	// run is one repetition on one system; its results go to t.add.
 	run func(ctx context.Context, t *trial) error
 }
@@ -242,7 +243,7 @@ func (o *Options) runCase(ctx context.Context, c benchCase, systems []string, di
 		if err := os.MkdirAll(own, 0o755); err != nil {
 			return err
 		}
-		t.g, err = o.start(ctx, t.system, t.Bed, own)
+		t.g, err = o.start(ctx, t.system, t.Bed, own, c.config...)
 		return err
 	})
 	reps := max(c.reps, 1)

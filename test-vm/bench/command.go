@@ -132,7 +132,7 @@ It fails if a byte was lost or changed on a flow that no killed gateway has touc
 func addOptions(c *cobra.Command, o *Options) {
 	f := c.Flags()
 	f.StringVar(&o.Weft, "weft", "bin/host/mptcpproxy", "program of the gateways, built by make host")
-	f.StringArrayVar(&o.Set, "set", nil, "NAME=VALUE, further option of mptcpproxy.main on both gateways; may be repeated")
+	f.StringArrayVar(&o.Set, "set", nil, "NAME=VALUE (NAME+=VALUE for a list), further option of mptcpproxy.main on both gateways; may be repeated")
 	f.StringVar(&o.Congestion, "congestion", "", "congestion control of all namespaces (default: as a fresh namespace has it)")
 	f.Uint64Var(&o.Seed, "seed", 1, "seed of what is left to chance")
 	f.StringVar(&o.Dir, "dir", "", "keep logs and configurations of the gateways here")

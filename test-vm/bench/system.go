@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,8 +89,9 @@ func (o *Options) missing(system string) string {
 	return ""
 }
 
-// start brings a system up in a bed and waits until it carries a connection over all paths. Files go to dir.
-func (o *Options) start(ctx context.Context, system string, b *bed.Bed, dir string) (*gateways, error) {
+// start brings a system up in a bed and waits until it carries a connection over all paths. Files go to dir; config are
+// further options of Weft, NAME=VALUE, or NAME+=VALUE for a list.
+func (o *Options) start(ctx context.Context, system string, b *bed.Bed, dir string, config ...string) (*gateways, error) {
 	g := &gateways{name: system}
 	var err error
 	switch system {
@@ -98,7 +100,7 @@ func (o *Options) start(ctx context.Context, system string, b *bed.Bed, dir stri
 	case HAProxy:
 		err = startHAProxy(ctx, b, dir, g)
 	case Weft:
-		err = o.startWeft(b, dir, g)
+		err = o.startWeft(b, dir, g, config)
 	default:
 		return nil, fmt.Errorf("no system %q: there are %s, %s and %s", system, Weft, HAProxy, Routed)
 	}
@@ -246,7 +248,7 @@ const benchKey = "bench bench bench bench bench 32"
 // weftConfig is /etc/config/mptcpproxy of one gateway.
 func weftConfig(b *bed.Bed, near bool, extra string) string {
 	var w strings.Builder
-	fmt.Fprintf(&w, "config mptcpproxy 'main'\n\toption enabled '1'\n\tlist lan 'lan'\n\tlist protocol '253'\n%s", extra)
+	fmt.Fprintf(&w, "config mptcpproxy 'main'\n\toption enabled '1'\n\tlist lan 'lan'\n%s", extra)
 	for i := range b.Paths {
 		fmt.Fprintf(&w, "\nconfig path 'p%d'\n\toption device 'p%d'\n\toption multipath 'on'\n", i+1, i+1)
 	}
@@ -262,11 +264,15 @@ func weftConfig(b *bed.Bed, near bool, extra string) string {
 	return w.String()
 }
 
-func (o *Options) startWeft(b *bed.Bed, dir string, g *gateways) error {
+func (o *Options) startWeft(b *bed.Bed, dir string, g *gateways, config []string) error {
 	extra := ""
-	for _, s := range o.Set {
+	for _, s := range slices.Concat(config, o.Set) {
 		name, value, _ := strings.Cut(s, "=")
-		extra += fmt.Sprintf("\toption %s '%s'\n", name, value)
+		kind := "option"
+		if n, ok := strings.CutSuffix(name, "+"); ok {
+			kind, name = "list", n
+		}
+		extra += fmt.Sprintf("\t%s %s '%s'\n", kind, name, value)
 	}
 	g.fresh = func(near bool) error {
 		node, at := b.Far, &g.far
@@ -281,7 +287,7 @@ func (o *Options) startWeft(b *bed.Bed, dir string, g *gateways) error {
 		if err := os.WriteFile(filepath.Join(conf, "mptcpproxy"), []byte(weftConfig(b, near, extra)), 0o600); err != nil {
 			return err
 		}
-		p, err := startProcess(node, dir, name, o.Weft, "--config-dir", conf)
+		p, err := startProcess(node, dir, name, o.Weft, "--config-dir", conf, "--state-dir", conf+".state")
 		if err == nil {
 			*at = p
 		}

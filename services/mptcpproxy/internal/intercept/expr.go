@@ -96,9 +96,12 @@ func dportIn(set lookup) words {
 	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, set.expr(false)}
 }
 
-func dportIsNot(port int) words {
+func dportIsNot(port int) words { return dport(expr.CmpOpNeq, port) }
+func dportIs(port int) words    { return dport(expr.CmpOpEq, port) }
+
+func dport(op expr.CmpOp, port int) words {
 	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		cmp(expr.CmpOpNeq, big16(uint16(port)))}
+		cmp(op, big16(uint16(port)))}
 }
 
 const (
@@ -130,8 +133,8 @@ func mptcpSubtype(kind byte) words {
 }
 
 // socketTransparent matches packets for a socket with a foreign address that is
-// not a wildcard listener: established, connecting, or in TIME_WAIT. ICMP errors
-// match by the packet that they quote.
+// not a wildcard listener: established or connecting. ICMP errors match by the
+// packet that they quote.
 func socketTransparent() words {
 	return words{
 		&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1}, cmp(expr.CmpOpEq, []byte{1}),

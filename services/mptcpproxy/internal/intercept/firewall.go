@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"os"
 	"slices"
@@ -261,6 +262,13 @@ func knownKey(dst netip.AddrPort) []byte {
 // ownerFlag is NFT_TABLE_F_OWNER, linux/netfilter/nf_tables.h.
 const ownerFlag = 0x2
 
+// owned tells whether a table belongs to the netlink socket of a process. The
+// library reads the flags, which are big-endian, in the machine's byte order;
+// only the lowest three bits have a meaning, so both are looked at.
+func owned(t *nftables.Table) bool {
+	return (t.Flags|bits.ReverseBytes32(t.Flags))&ownerFlag != 0
+}
+
 var errElsewhere = errors.New("another process intercepts in this network namespace (it owns the table `inet mptcpproxy`); stop it first")
 
 // free fails if the tables belong to a living process.
@@ -270,7 +278,7 @@ func (f *firewall) free() error {
 		return err
 	}
 	for _, t := range tables {
-		if t.Flags&ownerFlag != 0 && (t.Name == Table || t.Name == nextTable) {
+		if owned(t) && (t.Name == Table || t.Name == nextTable) {
 			return errElsewhere
 		}
 	}

@@ -189,7 +189,7 @@ func (b *builder) fill(o Options, peersUp bool) {
 		none[i] = b.set(&nftables.Set{Name: "none" + n, KeyType: keys(f), Interval: true}, spanElements(spans(o.NoneFrom, v4)))
 	}
 	b.base("prerouting", *nftables.ChainPriorityMangle)
-	b.declare("tcp", "syn", "udp", "other", "untouched", "catch_tcp", "take_tcp", "take_udp", "take_none", "tunnel")
+	b.declare("tcp", "syn", "ours", "udp", "other", "untouched", "catch_tcp", "take_tcp", "take_udp", "take_none", "tunnel")
 
 	b.chain("prerouting",
 		say(iifIs(InjectDevice), l4proto(unix.IPPROTO_TCP), follow("take_tcp")),
@@ -219,7 +219,9 @@ func (b *builder) fill(o Options, peersUp bool) {
 	hold := o.Syn != Immediate
 	b.chain("tcp",
 		say(tcpFlags(tcpFIN|tcpSYN|tcpRST|tcpACK, tcpSYN), follow("syn")),
-		say(socketTransparent(), mark(MarkLocal), accept()),
+		// Not socketTransparent: the handshake's last ACK finds a request, and what comes
+		// late finds a TIME_WAIT, neither of which has a wildcard to ask for.
+		say(words{&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1}, cmp(expr.CmpOpEq, []byte{1})}, follow("ours")),
 		when(hold && o.PortTCP != 0, say(tcpFlags(tcpSYN|tcpRST, tcpRST), iifIn(lan), log(o.LogGroup))),
 	)
 	b.chain("syn",
@@ -232,6 +234,16 @@ func (b *builder) fill(o Options, peersUp bool) {
 		when(o.PortTCP != 0 && o.Fail == FailClosed, say(iifIn(lan), ip4.dstIn(gone[0]), reject())),
 		when(o.PortTCP != 0 && o.Fail == FailClosed, say(iifIn(lan), ip6.dstIn(gone[1]), reject())),
 	)
+	// A packet that found only a listener belongs to a connection that is none of
+	// ours and happens to have the listener's port.
+	ours := []words{}
+	for _, port := range []int{o.PortTCP, o.NonePort} {
+		if port != 0 {
+			ours = append(ours, say(dportIs(port), words{
+				&expr.Socket{Key: expr.SocketKeyWildcard, Register: 1}, cmp(expr.CmpOpEq, []byte{1})}, back()))
+		}
+	}
+	b.chain("ours", append(ours, say(mark(MarkLocal), accept()))...)
 	b.chain("catch_tcp",
 		when(o.Syn == Adaptive, say(ip4.dstPortIn(known[0]), refresh(known[0], o.knownTimeout()), follow("take_tcp"))),
 		when(o.Syn == Adaptive, say(ip6.dstPortIn(known[1]), refresh(known[1], o.knownTimeout()), follow("take_tcp"))),
@@ -265,14 +277,18 @@ func (b *builder) fill(o Options, peersUp bool) {
 			other = append(other, say(iifIs(o.TunnelDevice), f.is(), words{f.load(f.src)}, refresh(clients[i], tunnelledTimeout), accept()))
 		}
 		if o.AllProtocols || len(o.Protocols) > 0 {
-			mine := iifIn(lan)
-			if !o.AllProtocols {
-				mine = say(mine, l4protoIn(b.literal(nftables.TypeInetProto, false, protoElements(o.Protocols))))
+			mine := func() words { // each rule with a literal set of its own
+				if o.AllProtocols {
+					return iifIn(lan)
+				}
+				return say(iifIn(lan), l4protoIn(b.literal(nftables.TypeInetProto, false, protoElements(o.Protocols))))
 			}
-			other = append(other, say(mine, jump("untouched")))
+			other = append(other, say(mine(), jump("untouched")))
 			for i, f := range []family{ip4, ip6} {
-				other = append(other, say(mine, f.dstIn(dest[i]), follow("tunnel")))
-				other = append(other, when(o.Fail == FailClosed, say(mine, f.dstIn(gone[i]), reject())))
+				other = append(other, say(mine(), f.dstIn(dest[i]), follow("tunnel")))
+				if o.Fail == FailClosed {
+					other = append(other, say(mine(), f.dstIn(gone[i]), reject()))
+				}
 			}
 		}
 		for i, f := range []family{ip4, ip6} {

@@ -304,7 +304,10 @@ func TestFaithful(t *testing.T) {
 			if err != nil {
 				return
 			}
-			seen <- c
+			go func() {
+				io.Copy(c, c)
+				seen <- c
+			}()
 		}
 	}()
 
@@ -363,7 +366,15 @@ func TestFaithful(t *testing.T) {
 				if fd >= 0 {
 					sa, _ := unix.Getsockname(fd)
 					from[n] = transparent.AddrPort(sa)
-					unix.Close(fd)
+					f := os.NewFile(uintptr(fd), "client")
+					f.SetDeadline(time.Now().Add(20 * time.Second))
+					back := make([]byte, 5)
+					if _, err := f.Write([]byte("hello")); err != nil {
+						t.Errorf("%s %s: %v", c.name, c.dst, err)
+					} else if _, err := io.ReadFull(f, back); err != nil || string(back) != "hello" {
+						t.Errorf("%s %s: %q came back, %v", c.name, c.dst, back, err)
+					}
+					f.Close()
 				}
 				out[n] = o
 			}()

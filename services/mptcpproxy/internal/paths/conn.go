@@ -606,19 +606,25 @@ func (m *Manager) round(now time.Time) time.Duration {
 	return max(time.Millisecond, next.Sub(now))
 }
 
-// contradicted tells whether TCP saw life on the leg just now.
-func (m *Manager) contradicted(l *leg, now time.Time) bool {
+// alive tells whether any subflow on the leg showed life after t: then it is not
+// the path that is silent.
+func (m *Manager) alive(l *leg, t time.Time) bool {
 	for _, c := range m.conns {
 		if c.peer != l.peer {
 			continue
 		}
 		for _, s := range c.subs {
-			if s.path == l.p && s.live() && now.Sub(s.lastLife) < tcpFresh {
+			if s.path == l.p && s.live() && s.lastLife.After(t.Add(busyTick)) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// contradicted tells whether TCP saw life on the leg just now.
+func (m *Manager) contradicted(l *leg, now time.Time) bool {
+	return m.alive(l, now.Add(-tcpFresh-busyTick))
 }
 
 // poll reads the connections that are busy, and all of them now and then. It
@@ -653,7 +659,7 @@ func (m *Manager) poll(now time.Time) bool {
 				continue
 			}
 			l := m.leg(c.peer, s.path)
-			if !l.dead && !l.heard && s.path.w.Probe && s.overdue(l, now) {
+			if !l.dead && !l.heard && s.path.w.Probe && s.overdue(l, now) && !m.alive(l, s.progress) {
 				m.kill(l, byTCP, now)
 			}
 		}

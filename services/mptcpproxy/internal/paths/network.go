@@ -313,7 +313,8 @@ func (m *Manager) route(p *path) error {
 		err := m.nl.RouteReplace(&r)
 		if err == nil {
 			p.routes[k] = r
-		} else if !errors.Is(err, unix.ENETDOWN) { // the next event is on its way
+		} else if !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
+			// Those: link, address or device are gone, the next event is on its way.
 			note("set route", err)
 		}
 	}

@@ -306,10 +306,14 @@ func TestAddressChange(t *testing.T) {
 	b := newBed(t, 2)
 	near, _, _, tr := b.pair()
 	until(t, "joined", func() bool { return has(t, tr.near, "10.1.0.1", "10.2.0.1") })
-	for _, p := range []string{"1", "2"} {
-		b.addr(b.near, "p"+p, "10."+p+".0.7/24", true)
-		b.addr(b.near, "p"+p, "10."+p+".0.1/24", false)
-	}
+	// One has the new address before the old one is gone, one after.
+	b.in(b.near, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/conf/all/promote_secondaries", []byte("1"), 0o644)
+	})
+	b.addr(b.near, "p1", "10.1.0.7/24", true)
+	b.addr(b.near, "p1", "10.1.0.1/24", false)
+	b.addr(b.near, "p2", "10.2.0.1/24", false)
+	b.addr(b.near, "p2", "10.2.0.7/24", true)
 	until(t, "moved", func() bool { return has(t, tr.near, "10.1.0.7", "10.2.0.7") && len(subflows(t, tr.far)) == 2 })
 	tr.exchange(b)
 	rules := b.run(b.near, "ip", "rule")

@@ -80,19 +80,19 @@ type core struct {
 
 // fixed is the part of the configuration that cannot change under way.
 type fixed struct {
-	port                               uint16
-	near, far, udp, tunnel, failClosed bool
-	none                               bool // connections of carrier none are accepted
-	congestion                         string
-	flowBuffer, memoryMax, lowat       int
-	maxFlows                           int
-	parkIdle                           time.Duration
+	port                         uint16
+	near, far, udp, tunnel       bool
+	none                         bool // connections of carrier none are accepted
+	congestion                   string
+	flowBuffer, memoryMax, lowat int
+	maxFlows                     int
+	parkIdle                     time.Duration
 }
 
 func fixedOf(c *settings.Config) fixed {
 	return fixed{
 		port: c.ListenPort, near: len(c.Peers) > 0, far: len(c.Accepts) > 0,
-		udp: c.UDP, tunnel: c.AllProtocols || len(c.Protocols) > 0, failClosed: c.FailClosed,
+		udp: c.UDP, tunnel: c.AllProtocols || len(c.Protocols) > 0,
 		none:       slices.ContainsFunc(c.Accepts, func(a settings.Accept) bool { return a.Carrier == settings.None }),
 		congestion: c.Congestion, flowBuffer: c.FlowBuffer, memoryMax: c.MemoryMax, lowat: c.NotsentLowat,
 		maxFlows: c.MaxFlows, parkIdle: c.ParkIdle,
@@ -330,6 +330,9 @@ func (c *core) apply(cfg *settings.Config) error {
 	c.setPeers(cfg)
 	c.near.limits.set(cfg.ClientMaxFlows, cfg.ClientRate)
 	c.dgram.Update(reorder(cfg), datagram.Duplicate(cfg.UDPDuplicate))
+	if h := c.hold.Load(); h != nil {
+		h.SetFailClosed(cfg.FailClosed)
+	}
 	if c.udp != nil {
 		c.udp.Update(c.udpOptions(cfg))
 	}
@@ -446,6 +449,11 @@ func (c *core) interceptOptions() intercept.Options {
 			x.DestPort = append(x.DestPort, intercept.PortRange{From: r.First, To: r.Last})
 		}
 		o.Exclude = append(o.Exclude, x)
+	}
+	for _, a := range cfg.Accepts {
+		if a.Carrier == settings.None {
+			o.NoneFrom = append(o.NoneFrom, a.From...)
+		}
 	}
 	for _, p := range cfg.Peers {
 		if c.up[p.Name] {

@@ -117,7 +117,7 @@ func (c *core) report() status.Report {
 	rep.Trunks = status.Trunks{Open: st.Trunks, Idle: st.Idle, Added: st.TrunksAdded, Lost: st.TrunksLost, Reused: st.TrunkReuses}
 	if h := c.hold.Load(); h != nil {
 		s := h.Stats()
-		rep.Hold = status.Hold{Now: s.Held, Opened: s.Opened, Refused: s.Refused, Unreachable: s.Unreachable, Silent: s.Silent, Overflow: s.Overflow}
+		rep.Hold = status.Hold{Now: s.Held, Opened: s.Opened, Refused: s.Refused, Unreachable: s.Unreachable, Silent: s.Silent, Passed: s.Passed, Dropped: s.Dropped}
 	}
 	sessions := c.dgram.Sessions()
 	if c.udp != nil {

@@ -77,7 +77,8 @@ type Hold struct {
 	Refused     uint64 `json:"refused"`
 	Unreachable uint64 `json:"unreachable"`
 	Silent      uint64 `json:"silent"`
-	Overflow    uint64 `json:"overflow"`
+	Passed      uint64 `json:"passed"`  // routed: no room to hold them, or no peer
+	Dropped     uint64 `json:"dropped"` // the same with fail closed
 }
 
 // UDP counts datagram flows and sessions.

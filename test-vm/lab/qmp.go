@@ -124,9 +124,8 @@ func (q *qmpClient) run(ctx context.Context, command string, args, out any) erro
 	if err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		q.conn.SetWriteDeadline(deadline) // an error shows in the write
-	}
+	deadline, _ := ctx.Deadline() // none = the zero time, which takes away that of an earlier call
+	q.conn.SetWriteDeadline(deadline)
 	if _, err := q.conn.Write(append(line, '\n')); err != nil {
 		return fmt.Errorf("qmp %s: %w", command, err)
 	}

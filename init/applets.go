@@ -6,9 +6,11 @@ import (
 	"path"
 
 	"weft/init/applet/logcli"
+	"weft/init/applet/mptcpcli"
 	"weft/init/applet/nettools"
 	"weft/init/applet/reset"
 	"weft/init/applet/servicecli"
+	"weft/init/applet/tc"
 	"weft/init/applet/ubuscli"
 	"weft/init/applet/ucicli"
 	"weft/init/firstboot"
@@ -16,6 +18,7 @@ import (
 	"weft/init/supervise/process"
 	"weft/init/unit"
 	"weft/services/logd"
+	"weft/services/mptcpproxy"
 	"weft/services/network"
 	"weft/services/rpcd"
 	"weft/services/ubusd"
@@ -26,6 +29,7 @@ import (
 var applets = append([]applet{
 	// services
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},
+	{"/usr/libexec/weft/mptcpproxy", unit.Main(mptcpproxy.Run), plain},
 	{"/usr/libexec/weft/network", unit.Main(network.Run), plain},
 	{"/usr/libexec/weft/rpcd", unit.Main(rpcd.Run), plain},
 	{"/usr/libexec/weft/ubusd", unit.Main(ubusd.Run), plain},
@@ -51,10 +55,12 @@ var applets = append([]applet{
 	{"/sbin/logread", logcli.Logread, plain},
 	{"/usr/bin/logger", logcli.Logger, inline},
 	// network
+	{"/usr/bin/mptcp", mptcpcli.MPTCP, plain},
 	{"/bin/ping", nettools.Ping, plain},
 	{"/bin/ping6", nettools.Ping, plain},
 	{"/bin/uclient-fetch", nettools.Wget, plain},
 	{"/sbin/ip", nettools.IP, plain},
+	{"/sbin/tc", tc.TC, plain},
 	{"/usr/bin/nslookup", nettools.Nslookup, plain},
 	{"/usr/bin/wget", nettools.Wget, plain},
 }, everyday...)

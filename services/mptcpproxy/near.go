@@ -100,6 +100,9 @@ func (n *near) dial(ctx context.Context, peer *settings.Peer, src, dst netip.Add
 	if err != nil {
 		return -1, nil, fmt.Errorf("connect to peer %s for %s: %w", peer.Name, dst, err)
 	}
+	if early == nil {
+		early = []byte{} // tells the engine that we have dialled
+	}
 	return fd, early, nil
 }
 

@@ -68,6 +68,9 @@ type Options struct {
 	// TrunkBusy is called when a trunk begins (true) or ends (false) to carry
 	// a flow. It must not block.
 	TrunkBusy func(t Trunk, busy bool)
+	// RawClosed is called once for each Raw, when the engine is about to close
+	// the carrier's socket. It must not block.
+	RawClosed func(fd int, peer string)
 }
 
 // Trunk is one authenticated connection between two gateways, handed to the
@@ -396,6 +399,7 @@ func (e *Engine) Raw(a, b int, peer string, early []byte) {
 		f.stats.Src, f.stats.Dst = f.stats.Dst, f.stats.Src
 	}
 	if !l.post(func() { f.begin(a, b, early) }) {
+		f.closing(b)
 		resetFD(a)
 		resetFD(b)
 	}

@@ -169,8 +169,16 @@ func (r *rawEnd) flush() {
 	}
 }
 
+// closing tells that the carrier's socket is about to be closed.
+func (f *rawFlow) closing(fd int) {
+	if f.e.o.RawClosed != nil {
+		f.e.o.RawClosed(fd, f.peer)
+	}
+}
+
 // finish closes both sockets in the ordinary way.
 func (f *rawFlow) finish(err error) {
+	f.closing(f.b.fd)
 	f.l.closeHost(&f.a.end, false, nil)
 	f.l.closeCarrier(&f.b.end, f.dial)
 	f.gone(err)
@@ -181,6 +189,7 @@ func (f *rawFlow) abort(err error) {
 	if f.over {
 		return
 	}
+	f.closing(f.b.fd)
 	f.l.closeHost(&f.a.end, true, f.a.held[f.a.off:])
 	f.l.closeHost(&f.b.end, true, f.b.held[f.b.off:])
 	f.l.count.reset.Add(1)

@@ -51,6 +51,7 @@ type elfFacts struct {
 	machine  elf.Machine
 	class    elf.Class
 	isObject bool // it is ELF at all
+	unwinds  bool // it ends threads early, for which glibc loads a library by itself
 }
 
 // readELF reads the facts of a file; one that is not ELF has none.
@@ -103,6 +104,10 @@ func readELF(r io.ReaderAt) (facts elfFacts, err error) {
 	}
 	if err != nil {
 		return elfFacts{}, fmt.Errorf("read its dynamic section: %w", err)
+	}
+	// An object without symbols is no fault: it then ends no threads.
+	if symbols, err := f.ImportedSymbols(); err == nil {
+		facts.unwinds = slices.ContainsFunc(symbols, func(s elf.ImportedSymbol) bool { return s.Name == "pthread_cancel" || s.Name == "pthread_exit" })
 	}
 	for _, n := range facts.needed {
 		if !localPath(n) || strings.Contains(n, "/") {
@@ -228,6 +233,13 @@ func (c *closure) addFrom(ctx context.Context, p Package, root *os.Root, name st
 	for _, lib := range facts.needed {
 		if err := c.addLibrary(ctx, p, name, lib, facts.runpath); err != nil {
 			return err
+		}
+	}
+	if facts.unwinds {
+		for _, lib := range glibcAlso {
+			if err := c.addLibrary(ctx, p, name, lib, nil); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

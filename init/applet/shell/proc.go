@@ -33,7 +33,7 @@ type process struct {
 	pending          [65]atomic.Bool // trapped signals that came in
 	anyPending       atomic.Bool
 	arrived          [65]atomic.Uint32 // how often each trapped signal came in
-	wake             chan struct{} // a value when a signal came in
+	wake             chan struct{}     // a value when a signal came in
 	stop             chan struct{}
 	interrupt        atomic.Bool // SIGINT came to an interactive shell
 	interruptSeen    atomic.Bool // SIGINT came to a script while a program ran

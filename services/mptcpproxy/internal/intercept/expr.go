@@ -41,10 +41,6 @@ func iifIs(name string) words {
 	return words{meta(expr.MetaKeyIIFNAME), cmp(expr.CmpOpEq, ifname(name))}
 }
 
-func iifIsNot(name string) words {
-	return words{meta(expr.MetaKeyIIFNAME), cmp(expr.CmpOpNeq, ifname(name))}
-}
-
 func iifIn(set lookup) words { return words{meta(expr.MetaKeyIIFNAME), set.expr(false)} }
 
 func iifNotIn(set lookup) words { return words{meta(expr.MetaKeyIIFNAME), set.expr(true)} }
@@ -57,11 +53,11 @@ func l4protoIn(set lookup) words { return words{meta(expr.MetaKeyL4PROTO), set.e
 
 // family of addresses: what differs between IPv4 and IPv6.
 type family struct {
-	proto      byte   // NFPROTO_
-	src, dst   uint32 // offsets in the header
-	size       uint32 // of an address
-	afterAddr  uint32 // the register behind an address in register 1
-	icmp, echo byte
+	proto     byte   // NFPROTO_
+	src, dst  uint32 // offsets in the header
+	size      uint32 // of an address
+	afterAddr uint32 // the register behind an address in register 1
+	icmp      byte
 }
 
 var (

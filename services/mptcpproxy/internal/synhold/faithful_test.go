@@ -39,6 +39,13 @@ type proxy struct {
 	open    func(src, dst netip.AddrPort, result func(error)) func() // instead of connect
 }
 
+// instead replaces the far side.
+func (p *proxy) instead(open func(src, dst netip.AddrPort, result func(error)) func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open = open
+}
+
 func (p *proxy) connect(src, dst netip.AddrPort, result func(error)) func() {
 	p.mu.Lock()
 	p.asked[dst]++
@@ -140,8 +147,11 @@ func start(t testing.TB, b *bed.Bed, o intercept.Options, ho Options) (*proxy, f
 		}
 		ho.Open = p.connect
 		ho.Known = func(dst netip.AddrPort, good bool) {
-			if p.i != nil {
-				p.i.Known(dst, good)
+			p.mu.Lock()
+			i := p.i
+			p.mu.Unlock()
+			if i != nil {
+				i.Known(dst, good)
 			}
 		}
 		if p.hold, err = New(ho); err != nil {
@@ -162,7 +172,10 @@ func start(t testing.TB, b *bed.Bed, o intercept.Options, ho Options) (*proxy, f
 			o.Destinations = everywhere()
 		}
 		o.StateDir = t.TempDir()
-		p.i, err = intercept.Setup(o)
+		i, err := intercept.Setup(o)
+		p.mu.Lock()
+		p.i = i
+		p.mu.Unlock()
 		return err
 	})
 	if err != nil {

@@ -55,10 +55,10 @@ func TestTroubleFailOpen(t *testing.T) {
 		}
 	}()
 	p, _ := start(t, b, intercept.Options{Syn: intercept.HoldAll}, Options{})
-	p.open = func(src, dst netip.AddrPort, result func(error)) func() {
+	p.instead(func(src, dst netip.AddrPort, result func(error)) func() {
 		b.In("gw", func() error { result(errors.New("no peer")); return nil })
 		return nil
-	}
+	})
 	for _, dst := range []string{"192.168.2.2:80", "[fd02::2]:80"} {
 		o, fd, err := try(b, netip.MustParseAddrPort(dst), 20*time.Second)
 		if err != nil || fd < 0 {
@@ -83,7 +83,7 @@ func TestClientGivesUp(t *testing.T) {
 	b := bed.New(t)
 	p, _ := start(t, b, intercept.Options{Syn: intercept.HoldAll}, Options{AcceptWithin: time.Millisecond})
 	var results []func(error)
-	p.open = func(src, dst netip.AddrPort, result func(error)) func() {
+	p.instead(func(src, dst netip.AddrPort, result func(error)) func() {
 		p.mu.Lock()
 		results = append(results, result)
 		p.mu.Unlock()
@@ -92,7 +92,7 @@ func TestClientGivesUp(t *testing.T) {
 			p.cancels++
 			p.mu.Unlock()
 		}
-	}
+	})
 	count := func() (asked, cancelled int) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -172,7 +172,7 @@ func reseq(packet []byte, seq uint32) []byte {
 func TestFlood(t *testing.T) {
 	b := bed.New(t)
 	p, _ := start(t, b, intercept.Options{Syn: intercept.HoldAll}, Options{MaxHeld: 200, MaxPerClient: 50, FailClosed: true})
-	p.open = func(src, dst netip.AddrPort, result func(error)) func() { return nil }
+	p.instead(func(src, dst netip.AddrPort, result func(error)) func() { return nil })
 	send := func(clients, ports int) {
 		t.Helper()
 		err := b.In("client", func() error {
@@ -246,10 +246,10 @@ func TestEnd(t *testing.T) {
 	p, stop := start(t, b, intercept.Options{Syn: intercept.HoldAll}, Options{})
 	asked := make(chan bool, 1)
 	cancelled := make(chan bool, 1)
-	p.open = func(src, dst netip.AddrPort, result func(error)) func() {
+	p.instead(func(src, dst netip.AddrPort, result func(error)) func() {
 		asked <- true
 		return func() { cancelled <- true }
-	}
+	})
 	fd := begin(t, b, "192.168.1.2:41000", sink)
 	defer unix.Close(fd)
 	<-asked

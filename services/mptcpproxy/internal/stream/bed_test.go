@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -52,6 +53,10 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		o.far.Connect = testConnect
 	}
 	o.far.Finish = testFinish
+	if os.Getenv("STREAM_LOG") != "" {
+		o.near.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("side", "near")
+		o.far.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("side", "far")
+	}
 	var err error
 	if b.near, err = New(o.near); err != nil {
 		t.Fatal(err)
@@ -170,7 +175,9 @@ func (b *bed) dial() {
 		b.far.AddTrunk(far)
 		b.near.AddTrunk(near)
 		want := b.near.Stats().TrunksAdded
-		waitFor(b.t, "trunk taken", func() bool { return b.near.Stats().TrunksAdded > want || b.noTrunks.Load() || b.near.Stats().TrunksAdded >= id })
+		waitFor(b.t, "trunk taken", func() bool {
+			return b.near.Stats().TrunksAdded > want || b.noTrunks.Load() || b.near.Stats().TrunksAdded >= id
+		})
 	}
 }
 

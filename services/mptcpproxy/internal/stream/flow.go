@@ -22,6 +22,7 @@ type Flow struct {
 	result   func(error) // near: told once
 	host     end         // fd -1: not attached
 	t        *trunk      // nil: parked, or waiting for a trunk
+	heir     *trunk      // wants to resume the flow as soon as it is parked
 
 	connecting bool // far: the sink has not answered
 	begun      bool // the peer knows the flow: RESUME instead of OPEN
@@ -40,6 +41,8 @@ type Flow struct {
 	final   frameType
 	err     error
 	tries   int
+	turn    uint32 // how often the flow was resumed
+	ours    bool   // and whether it was we who did it last
 
 	down     []byte // for the host, from off on
 	off      int
@@ -264,7 +267,7 @@ func (f *Flow) pump() {
 		}
 		b := l.buf[headroom : headroom+room]
 		got, errno := recv(f.host.fd, b)
-		fin := false
+		fin, broken := false, unix.Errno(0)
 		switch {
 		case errno == unix.EAGAIN:
 			f.host.readable = false
@@ -276,10 +279,11 @@ func (f *Flow) pump() {
 			fin = true
 		case got < room && f.host.hup:
 			// The end waits right behind: let it go in the same write.
-			if more, errno := recv(f.host.fd, b[got:]); errno == 0 {
-				fin = more == 0
-				got += more
+			more, errno := recv(f.host.fd, b[got:])
+			if fin = more == 0 && errno == 0; errno != unix.EAGAIN {
+				broken = errno // told once only
 			}
+			got += more
 		case got < room:
 			f.host.readable = false
 		}
@@ -296,6 +300,9 @@ func (f *Flow) pump() {
 		t.sendData(got, fin)
 		if fin {
 			f.maybeDone()
+		}
+		if broken != 0 {
+			f.fail(fmt.Errorf("reading from %v: %w", f.hostAddr(), broken))
 		}
 	}
 }
@@ -518,8 +525,15 @@ func (f *Flow) park() {
 
 func (f *Flow) sleep() {
 	l := f.l
+	if f.done {
+		return
+	}
 	f.parkedAt = l.now
 	f.setKeepAlive()
+	if f.heir != nil {
+		f.succeed()
+		return
+	}
 	if f.over || f.wake || f.host.readable || f.finSent && f.shut {
 		f.wantTrunk()
 		return
@@ -608,7 +622,7 @@ func (f *Flow) bind(t *trunk) {
 	f.last = l.now
 	t.deadline = l.now + int64(min(answerTime<<f.tries, answerMax))
 	if f.begun {
-		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd}.append(t.ctl)
+		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd, f.turn}.append(t.ctl)
 		l.count.resumes.Add(1)
 	} else {
 		t.fresh = true
@@ -650,6 +664,9 @@ func (f *Flow) gone(err error) {
 	}
 	f.done = true
 	l := f.l
+	if f.heir != nil {
+		f.succeed()
+	}
 	l.parks.remove(f)
 	l.drop(f.retain)
 	f.retain = nil
@@ -700,4 +717,18 @@ func (f *Flow) stat() FlowStat {
 		s.Buffered += len(t.out) - t.off
 	}
 	return s
+}
+
+// succeed lets the trunk go on that has waited for the flow to be parked.
+func (f *Flow) succeed() {
+	t := f.heir
+	f.heir = nil
+	f.l.post(func() {
+		if !t.dead && !t.l.dead {
+			t.catchUp()
+		}
+		if !f.done && f.t == nil && !f.inParks && !f.waiting {
+			f.sleep() // nothing came of it
+		}
+	})
 }

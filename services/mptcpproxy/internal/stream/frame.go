@@ -146,21 +146,28 @@ func (s *seal) appendSealed(dst, src []byte) []byte {
 	return dst
 }
 
-// resume is the contents of RESUME: which flow, and how many bytes the sender
-// has sent before and received, so that bytes lost or sent twice with a dead
-// trunk are noticed.
-type resume struct{ flow, sent, received uint64 }
+// resume is the contents of RESUME: which flow, how many bytes the sender has
+// sent before and received, so that bytes lost or sent twice with a dead trunk
+// are noticed, and how often the flow was resumed, so that a RESUME that has
+// lost against one of the other side is known however late it comes.
+type resume struct {
+	flow, sent, received uint64
+	turn                 uint32
+}
+
+const resumeLen = 28
 
 func (r resume) append(b []byte) []byte {
-	b = append(b, byte(frameResume), 0, 0, 24)
+	b = append(b, byte(frameResume), 0, 0, resumeLen)
 	b = binary.BigEndian.AppendUint64(b, r.flow)
 	b = binary.BigEndian.AppendUint64(b, r.sent)
-	return binary.BigEndian.AppendUint64(b, r.received)
+	b = binary.BigEndian.AppendUint64(b, r.received)
+	return binary.BigEndian.AppendUint32(b, r.turn)
 }
 
 func parseResume(p []byte) (resume, error) {
-	if len(p) != 24 {
-		return resume{}, fmt.Errorf("%w: RESUME of %d bytes, expected 24", ErrProtocol, len(p))
+	if len(p) != resumeLen {
+		return resume{}, fmt.Errorf("%w: RESUME of %d bytes, expected %d", ErrProtocol, len(p), resumeLen)
 	}
-	return resume{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:])}, nil
+	return resume{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:]), binary.BigEndian.Uint32(p[24:])}, nil
 }

@@ -18,7 +18,7 @@ const (
 	tailroom = 64        // behind them: a FIN frame, a tag
 	// readPressed is one read once all flows together hold back MemoryMax.
 	readPressed = 4 << 10
-	turns       = 4 // reads of one socket before others get their turn
+	turns       = 4                      // reads of one socket before others get their turn
 	tickBusy    = 250 * time.Millisecond // Engine.tickBusy, while a trunk is in use
 	tickIdle    = time.Second            // Engine.tickIdle
 	lingerTick  = 4 * time.Millisecond

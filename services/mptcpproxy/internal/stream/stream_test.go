@@ -219,9 +219,13 @@ func TestRefused(t *testing.T) {
 			a := ln.Addr().(*net.TCPAddr).AddrPort()
 			ln.Close()
 			b.sink.Store(&a)
-			cl := b.client()
-			cl.Write([]byte("early"))
-			if _, err := cl.Read(make([]byte, 1)); !isReset(err) {
+			cl, err := net.Dial("tcp4", b.addr)
+			if err == nil { // else the reset was faster than the client
+				defer cl.Close()
+				cl.Write([]byte("early"))
+				_, err = cl.Read(make([]byte, 1))
+			}
+			if !isReset(err) {
 				t.Errorf("client: %v, expected a reset", err)
 			}
 			err = <-b.results
@@ -349,7 +353,7 @@ func TestPark(t *testing.T) {
 				}
 				n := 0
 				for _, c := range all {
-					c.SetReadDeadline(time.Now().Add(30 * time.Second))
+					c.SetReadDeadline(time.Now().Add(3 * time.Second))
 				}
 				for i, c := range all {
 					k := 1
@@ -358,15 +362,23 @@ func TestPark(t *testing.T) {
 					}
 					_ = k
 					if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-						t.Fatalf("flow %d: %v\nnear %+v\nfar %+v", i, err, b.near.Stats(), b.far.Stats())
+						t.Errorf("flow %d: %v\nnear %+v\nfar %+v\n%+v\n%+v", i, err, b.near.Stats(), b.far.Stats(), b.near.Flows(), b.far.Flows())
+						t.FailNow()
 					}
 					n++
 				}
 			}
+			t0 := time.Now()
 			for _, c := range all {
 				c.SetLinger(0)
 				c.Close()
 			}
+			waitFor(t, "sinks to see the resets", func() bool {
+				if len(ends) < len(all) && time.Since(t0) > 5*time.Second {
+					t.Fatalf("%d of %d\nnear %+v\nfar %+v\n%+v\n%+v", len(ends), len(all), b.near.Stats(), b.far.Stats(), b.near.Flows(), b.far.Flows())
+				}
+				return len(ends) == len(all)
+			})
 			for range all {
 				<-ends
 				<-conns

@@ -330,7 +330,7 @@ func (t *trunk) frames(b []byte) []byte {
 		if t.dead {
 			return nil
 		}
-		if t.leaveTo != nil {
+		if t.leaveTo != nil || t.stash {
 			return b
 		}
 	}
@@ -376,6 +376,7 @@ func (t *trunk) claim() bool {
 		return false
 	}
 	t.p.unlist(t)
+	t.reserved = true
 	return true
 }
 
@@ -387,6 +388,10 @@ func (t *trunk) confirm() {
 	t.confirmed = true
 	t.deadline = 0
 	if f := t.f; f != nil {
+		if !t.fresh {
+			f.turn++
+			f.ours = true
+		}
 		f.begun = true
 		f.tries = 0
 		t.l.drop(f.retain)
@@ -412,7 +417,9 @@ func (t *trunk) handle(ft frameType, p []byte) {
 		if ft == frameYield {
 			t.skip = false
 			if t.f == nil && !t.sentEnd {
-				t.release()
+				t.gotEnd = true
+				t.control(frameEnd)
+				t.finish(false)
 			}
 		}
 		return
@@ -453,11 +460,9 @@ func (t *trunk) handle(ft frameType, p []byte) {
 	f := t.f
 	if f == nil {
 		switch {
-		case t.parking && (ft == framePark || ft == frameParked): // the flow has gone on elsewhere
-			t.release()
 		case !t.sentEnd || t.gotEnd:
 			t.kill(fmt.Errorf("%w: %v on a trunk without a flow", ErrProtocol, ft))
-		case ft == frameEnd || ft == frameReset || ft == frameFailed:
+		case ft == frameEnd || ft == frameReset || ft == frameFailed || ft == frameYield:
 			t.gotEnd = true
 			t.release()
 		}
@@ -483,7 +488,7 @@ func (t *trunk) handle(ft frameType, p []byte) {
 		f.lost(ErrReset)
 	case frameEnd:
 		t.gotEnd = true
-		if t.sentEnd || !f.finRcvd || !f.finSent { // a final frame of ours crossed it, or there should have been a FIN
+		if f.over || !f.finRcvd || !f.finSent { // a final frame of ours crossed it, or there should have been a FIN
 			f.lost(ErrReset)
 		}
 	case framePark:
@@ -494,14 +499,6 @@ func (t *trunk) handle(ft frameType, p []byte) {
 			t.control(frameParked)
 		}
 		f.park()
-	case frameYield: // its RESUME, which we took for good, had lost elsewhere
-		if t.mine || !t.Near {
-			t.kill(fmt.Errorf("%w: %v out of turn", ErrProtocol, ft))
-			return
-		}
-		f.t = nil
-		t.release()
-		f.sleep()
 	case frameParked:
 		if !t.parking {
 			t.kill(fmt.Errorf("%w: PARKED without PARK", ErrProtocol))
@@ -517,8 +514,11 @@ func (t *trunk) handle(ft frameType, p []byte) {
 // that is what the trunk carries.
 func (t *trunk) lost() bool {
 	f := t.f
-	if f == nil || t.Near || !t.mine || t.confirmed {
+	if t.Near || !t.mine || t.confirmed {
 		return false
+	}
+	if f == nil { // given up already, and YIELD sent
+		return t.sentEnd
 	}
 	t.l.count.collisions.Add(1)
 	t.control(frameYield)
@@ -530,7 +530,7 @@ func (t *trunk) lost() bool {
 
 // begin makes the trunk busy.
 func (t *trunk) begin(mine bool) {
-	t.idle, t.mine, t.fresh, t.confirmed = false, mine, false, !mine
+	t.idle, t.reserved, t.mine, t.fresh, t.confirmed = false, false, mine, false, !mine
 	t.sentEnd, t.gotEnd, t.parking = false, false, false
 	t.carried, t.deadline, t.pinged = 0, 0, 0
 	if t.busyAt < 0 {
@@ -649,20 +649,31 @@ func (t *trunk) resume(p []byte) {
 		t.move(f.l, nil)
 		return
 	}
+	if f != nil && f.t != nil && f.t.parking && f.t != t && f.heir == nil {
+		// The peer has parked the flow there, but that and what it sent before
+		// is still on its way: wait for it.
+		t.replay = append([]byte(nil), p...)
+		t.stash = true
+		f.heir = t
+		return
+	}
 	t.begin(false)
-	if f != nil && f.t != nil {
-		switch o := f.t; {
-		case o.parking: // PARKED is on its way there
-			f.t, o.f = nil, nil
-		case t.Near && o.mine: // ours wins, the peer will say YIELD here
+	if f != nil && t.Near {
+		// A RESUME that crossed one of ours has lost: YIELD will follow here.
+		late := r.turn != f.turn && !(r.turn+1 == f.turn && !f.ours)
+		if o := f.t; late || o != nil && o.mine && !o.confirmed && !o.fresh {
 			t.skip = true
 			l.count.collisions.Add(1)
 			return
+		}
+	}
+	if f != nil && f.t != nil {
+		switch o := f.t; {
 		case o.mine && !o.confirmed:
 			l.count.collisions.Add(1)
 			o.control(frameYield)
 			f.t, o.f = nil, nil
-			o.release()
+			o.finish(false)
 		default:
 			f.t, o.f = nil, nil
 			o.kill(ErrSuperseded)
@@ -678,6 +689,7 @@ func (t *trunk) resume(p []byte) {
 	f.t, t.f = t, f
 	f.last = l.now
 	f.tries = 0
+	f.turn, f.ours = r.turn+1, false
 	l.count.resumes.Add(1)
 	skip, again := int64(f.recvd-r.sent), int64(f.sent-r.received)
 	if skip < 0 || again < 0 || again > int64(len(f.retain)) {
@@ -807,19 +819,12 @@ func (t *trunk) arrive(f *Flow) {
 	} else {
 		t.idle, t.reserved = true, true
 		t.readable, t.writable = true, true
-		if p := t.replay; p != nil {
-			t.replay = nil
-			t.resume(p)
-		}
-		if in := t.in; in != nil && !t.dead {
-			t.in = nil
-			k := copy(l.buf[headroom:], in)
-			l.drop(in)
-			t.parse(l.buf[headroom : headroom+k])
-		}
+		t.catchUp()
+	}
+	free := !t.dead && t.reserved && !t.stash
+	if free {
 		t.reserved = false
 	}
-	free := !t.dead && t.idle
 	switch {
 	case f != nil && free:
 		f.granted(t)
@@ -827,6 +832,25 @@ func (t *trunk) arrive(f *Flow) {
 		f.granted(nil)
 	case free:
 		t.release()
+	}
+	if !t.dead {
+		l.requeue(&t.end)
+	}
+}
+
+// catchUp goes on with bytes that were put aside.
+func (t *trunk) catchUp() {
+	l := t.l
+	t.stash = false
+	if p := t.replay; p != nil {
+		t.replay = nil
+		t.resume(p)
+	}
+	if in := t.in; in != nil && !t.dead && !t.stash {
+		t.in = nil
+		k := copy(l.buf[headroom:], in)
+		l.drop(in)
+		t.parse(l.buf[headroom : headroom+k])
 	}
 	if !t.dead {
 		l.requeue(&t.end)

@@ -192,8 +192,6 @@ func (b *builder) fill(o Options, peersUp bool) {
 	b.declare("tcp", "syn", "ours", "udp", "other", "untouched", "catch_tcp", "take_tcp", "take_udp", "take_none", "tunnel")
 
 	b.chain("prerouting",
-		say(iifIs(InjectDevice), l4proto(unix.IPPROTO_TCP), follow("take_tcp")),
-		say(iifIs(PassDevice), accept()),
 		say(l4proto(unix.IPPROTO_TCP), follow("tcp")),
 		say(l4proto(unix.IPPROTO_UDP), follow("udp")),
 		say(follow("other")),
@@ -225,6 +223,8 @@ func (b *builder) fill(o Options, peersUp bool) {
 		when(hold && o.PortTCP != 0, say(tcpFlags(tcpSYN|tcpRST, tcpRST), iifIn(lan), log(o.LogGroup))),
 	)
 	b.chain("syn",
+		say(iifIs(InjectDevice), follow("take_tcp")),
+		say(iifIs(PassDevice), accept()),
 		when(o.NonePort != 0, say(iifNotIn(lan), dportIsNot(o.ListenPort), mptcpSubtype(mptcpJoin), jump("take_none"))),
 		when(o.NonePort != 0, say(iifNotIn(lan), mptcpSubtype(mptcpCapable), addrTypeIsNot(unix.RTN_LOCAL), ip4.srcIn(none[0]), jump("take_none"))),
 		when(o.NonePort != 0, say(iifNotIn(lan), mptcpSubtype(mptcpCapable), addrTypeIsNot(unix.RTN_LOCAL), ip6.srcIn(none[1]), jump("take_none"))),

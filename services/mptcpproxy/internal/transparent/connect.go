@@ -172,10 +172,14 @@ func Finish(fd int) error {
 	}
 	if e, ok := readErrorQueue(fd); ok {
 		e.Errno = unix.Errno(errno)
-		if sa, err := unix.Getsockname(fd); err == nil && AddrPort(sa).Addr() == e.Offender {
-			// Our own IP layer's message, which the route that delivers everything
-			// locally has given the address it was for.
-			e.Offender = LocalAddr(e.Offender)
+		if sa, err := unix.Getsockname(fd); err == nil {
+			// A message of our own IP layer comes by the route that delivers everything
+			// locally, from whatever address that has chosen. A router would have sent it
+			// from the one by which it reaches the client.
+			client := AddrPort(sa).Addr()
+			if e.Offender == client || e.Offender.IsValid() && LocalAddr(e.Offender) == e.Offender {
+				e.Offender = LocalAddr(client)
+			}
 		}
 		return e
 	}

@@ -99,7 +99,7 @@ const (
 type scratch struct {
 	full  [fullSize]byte
 	addrs [sfdataSize + maxSubflows*sfinfoSize]byte
-	tcp   [maxSubflows]unix.TCPInfo
+	tcp   [maxSubflows * tcpinfoSize]byte
 	old   [sfdataSize + maxSubflows*tcpinfoSize]byte
 	n     uint32
 }
@@ -178,22 +178,28 @@ func GetFullInfo(fd int, into []SubflowInfo) (Info, []SubflowInfo, error) {
 	if i.Fallback() {
 		return i, into, ErrFallback
 	}
-	tcpn := min(int(ne.Uint32(s.full[0:])), tcpinfoSize)
+	// The kernel writes elements of the smaller of its size and ours, one
+	// behind the other, and says so in the user sizes.
+	tcpn, sfn := min(int(ne.Uint32(s.full[4:])), tcpinfoSize), min(int(ne.Uint32(s.full[12:])), sfinfoSize)
 	count := min(int(ne.Uint32(s.full[16:])), maxSubflows)
 	for k := range count {
-		if s.tcp[k].State == tcpClose {
+		t := s.tcp[k*tcpn:][:tcpn]
+		if tcpn == 0 || t[0] == tcpClose {
 			continue
 		}
-		b := s.addrs[k*sfinfoSize : (k+1)*sfinfoSize]
-		into = append(into, SubflowInfo{ID: ne.Uint32(b), Local: parseSockaddr(b[8:136]), Remote: parseSockaddr(b[136:264]), TCP: s.tcp[k]})
-		cut(&into[len(into)-1].TCP, tcpn)
+		f := s.addrs[k*sfn:][:sfn]
+		if sfn < sfinfoSize {
+			return i, into, fmt.Errorf("read MPTCP_FULL_INFO of socket %d: addresses of %d bytes, expected %d", fd, sfn, sfinfoSize)
+		}
+		into = append(into, SubflowInfo{ID: ne.Uint32(f), Local: parseSockaddr(f[8:136]), Remote: parseSockaddr(f[136:264])})
+		fill(&into[len(into)-1].TCP, t)
 	}
 	return i, into, nil
 }
 
-// cut zeroes what the kernel did not write: the scratch is used again.
-func cut(t *unix.TCPInfo, n int) {
-	clear(unsafe.Slice((*byte)(unsafe.Pointer(t)), tcpinfoSize)[n:])
+// fill copies as much of a struct tcp_info as the kernel wrote.
+func fill(t *unix.TCPInfo, b []byte) {
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(t)), tcpinfoSize), b)
 }
 
 // olderInfo is GetFullInfo by MPTCP_INFO, MPTCP_TCPINFO and
@@ -218,8 +224,7 @@ func (s *scratch) olderInfo(fd int, into []SubflowInfo) (Info, []SubflowInfo, er
 		}
 		a := s.addrs[sfdataSize+k*sza:]
 		f := SubflowInfo{Local: parseSockaddr(a[:128]), Remote: parseSockaddr(a[128:256])}
-		t := s.old[sfdataSize+k*szt:][:szt]
-		copy(unsafe.Slice((*byte)(unsafe.Pointer(&f.TCP)), tcpinfoSize), t)
+		fill(&f.TCP, s.old[sfdataSize+k*szt:][:szt])
 		into = append(into, f)
 	}
 	return i, into, nil
@@ -239,6 +244,11 @@ func (s *scratch) list(fd, opt int, b []byte, size int) (int, int, error) {
 	if n < sfdataSize {
 		return 0, 0, fmt.Errorf("%d bytes returned, expected at least %d", n, sfdataSize)
 	}
+	// The smaller of the kernel's size and ours is what it wrote.
+	size = min(int(ne.Uint32(b[12:])), size)
+	if size == 0 {
+		return 0, 0, nil
+	}
 	return min(int(ne.Uint32(b[4:])), (n-sfdataSize)/size, maxSubflows), size, nil
 }
 
@@ -254,7 +264,7 @@ func TCPInfos(fd int, into []unix.TCPInfo) ([]unix.TCPInfo, error) {
 	}
 	for k := range n {
 		var t unix.TCPInfo
-		copy(unsafe.Slice((*byte)(unsafe.Pointer(&t)), tcpinfoSize), s.old[sfdataSize+k*size:][:size])
+		fill(&t, s.old[sfdataSize+k*size:][:size])
 		into = append(into, t)
 	}
 	return into, nil

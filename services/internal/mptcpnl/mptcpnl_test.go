@@ -250,7 +250,7 @@ func TestSubflows(t *testing.T) {
 	if _, subs, err = GetFullInfo(near, subs); err != nil || len(subs) != 1 {
 		t.Errorf("GetFullInfo after Abort = %+v, %v; want one subflow", subs, err)
 	}
-	if err := nc.Abort(e.Local, e.Remote); !errors.Is(err, unix.ENOENT) {
+	if err := nc.Abort(netip.MustParseAddrPort("10.2.0.1:9"), e.Remote); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("aborting what is not there: %v, want ENOENT", err)
 	}
 

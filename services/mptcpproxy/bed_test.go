@@ -199,6 +199,7 @@ type gateway struct {
 	dir   string
 	cmd   *exec.Cmd
 	log   lockedBuffer
+	last  status.Report
 	ended chan struct{}
 }
 
@@ -227,11 +228,17 @@ func (b *bed) gateway(s *space, config string) *gateway {
 	g.config(config)
 	b.Cleanup(func() {
 		if g.cmd != nil && g.running() {
+			if b.Failed() {
+				_ = g.ask("status", &g.last)
+			}
 			g.cmd.Process.Kill()
 			<-g.ended
 		}
 		if b.Failed() {
 			b.Logf("log of %s:\n%s", s.name, g.log.String())
+			if r, err := json.Marshal(g.last); err == nil {
+				b.Logf("last status of %s: %s", s.name, r)
+			}
 		}
 	})
 	return g
@@ -260,7 +267,6 @@ func (g *gateway) start() {
 	os.Remove(notify)
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
 	g.b.must("notify socket", err)
-	defer ready.Close()
 	g.cmd = exec.Command("/proc/self/exe")
 	args := []string{"--debug", "--config-dir", filepath.Join(g.dir, "config"), "--state-dir", g.state(), "--bus", filepath.Join(g.dir, "bus")}
 	g.cmd.Env = append(os.Environ(), serviceArgs+"="+strings.Join(args, "\n"), "NOTIFY_SOCKET="+notify)
@@ -278,9 +284,19 @@ func (g *gateway) start() {
 			g.b.Fatalf("%s is not ready: %v", g.s.name, err)
 		}
 		if strings.Contains(string(buf[:n]), "READY=1") {
-			return
+			break
 		}
 	}
+	ready.SetReadDeadline(time.Time{})
+	go func() { // what it says from now on is not looked at
+		defer ready.Close()
+		go func() { <-ended; ready.SetReadDeadline(time.Unix(1, 0)) }()
+		for {
+			if _, err := ready.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
 }
 
 // signal sends a signal; one that ends the service is waited for.
@@ -317,6 +333,7 @@ func (g *gateway) report() status.Report {
 	g.b.Helper()
 	var r status.Report
 	g.b.must("status of "+g.s.name, g.ask("status", &r))
+	g.last = r
 	return r
 }
 
@@ -337,7 +354,7 @@ func (g *gateway) peerUp(up bool) {
 	g.b.Helper()
 	g.b.until(fmt.Sprintf("the peer is up: %t", up), func() bool {
 		r := g.report()
-		return len(r.Peers) == 1 && r.Peers[0].Up == up && (!up || r.Peers[0].Idle > 0)
+		return len(r.Peers) == 1 && r.Peers[0].Up == up && r.Bypass == !up && (!up || r.Peers[0].Idle > 0)
 	})
 }
 

@@ -53,8 +53,9 @@ type core struct {
 	udpPort      int
 	nonePort     int
 
-	routes routes
-	near   *near
+	routes  routes
+	near    *near
+	serving atomic.Bool // some destination is intercepted and has a peer
 
 	// Front parts take traffic in, back parts carry it: they stop in that order.
 	front, back         context.Context
@@ -65,8 +66,9 @@ type core struct {
 	engineCtx  context.Context
 	stopEngine context.CancelFunc
 	engineWork sync.WaitGroup
-	failed     chan error    // a part has ended with an error
-	dirty      chan struct{} // peers or paths changed
+	failed     chan error         // a part has ended with an error
+	dirty      chan struct{}      // peers or paths changed
+	settle     chan chan struct{} // closed once the control loop has followed all changes
 
 	mu       sync.Mutex
 	cfg      *settings.Config
@@ -106,7 +108,7 @@ const tunnelDevice = "mptcp0"
 func newCore(ctx context.Context, log *slog.Logger, stateDir string, events *status.Events, cfg *settings.Config) (_ *core, err error) {
 	c := &core{
 		log: log, stateDir: stateDir, events: events, fixed: fixedOf(cfg), cfg: cfg,
-		failed: make(chan error, 1), dirty: make(chan struct{}, 1),
+		failed: make(chan error, 1), dirty: make(chan struct{}, 1), settle: make(chan chan struct{}),
 		up: map[string]bool{}, told: map[string][]netip.Addr{}, pathIDs: map[string]uint8{}, busy: map[string]int{},
 		pathSeen: map[string]paths.Path{},
 	}
@@ -344,7 +346,12 @@ func (c *core) apply(cfg *settings.Config) error {
 	}
 	c.paths.Update(c.pathOptions())
 	err = c.dialer.Update(peers)
-	c.changed()
+	done := make(chan struct{})
+	select {
+	case c.settle <- done:
+		<-done
+	case <-c.front.Done():
+	}
 	return err
 }
 
@@ -397,6 +404,7 @@ func (c *core) control(ctx context.Context) {
 	var pathsSet paths.Options
 	var set intercept.Options
 	i := c.interception.Load()
+	var settled chan struct{}
 	for {
 		if o := c.pathOptions(); !reflect.DeepEqual(o, pathsSet) {
 			pathsSet = o
@@ -407,13 +415,19 @@ func (c *core) control(ctx context.Context) {
 				c.log.Error("interception is not as configured, trying again", "error", err)
 			} else {
 				set = o
+				c.serving.Store(len(o.Destinations) > 0)
 			}
 			i.SetPeersUp(len(o.Destinations) > 0)
 		}
 		c.sessionPaths()
+		if settled != nil {
+			close(settled)
+			settled = nil
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case settled = <-c.settle:
 		case <-c.dirty:
 		case <-tick.C:
 			c.measure()

@@ -76,10 +76,7 @@ func connectWait(ctx context.Context, src, dst netip.AddrPort, early []byte) (in
 	var outcome error
 	err = rc.Write(func(raw uintptr) bool {
 		outcome = transparent.Finish(int(raw))
-		if errors.Is(outcome, unix.EINPROGRESS) {
-			return false
-		}
-		return true
+		return !errors.Is(outcome, unix.EINPROGRESS)
 	})
 	if err != nil {
 		return -1, fmt.Errorf("wait for the connection to %s: %w", dst, err)

@@ -52,23 +52,22 @@ func Run(ctx context.Context, env *unit.Env) error {
 	helpers, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.helpers.Wait()
 	defer stop()
-	socketFailed := make(chan error, 1)
-	s.helpers.Go(func() {
-		if err := status.Serve(helpers, env.StateDir, s, &s.events, env.Log); err != nil {
-			socketFailed <- err
-		}
-	})
+	l, err := status.Listen(env.StateDir)
+	if err != nil {
+		return err
+	}
+	s.helpers.Go(func() { status.Serve(helpers, l, s, &s.events, env.Log) })
 	client := bus.Connect(helpers, env.BusPath, env.Log)
 	defer client.Close()
 	if err := s.publish(helpers, client); err != nil {
 		return err
 	}
 	env.Health(s.healthy)
-	return s.loop(ctx, socketFailed)
+	return s.loop(ctx)
 }
 
 // loop makes the core follow the configuration until ctx ends.
-func (s *service) loop(ctx context.Context, socketFailed <-chan error) error {
+func (s *service) loop(ctx context.Context) error {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	var m metricsServer
 	defer m.stop()
@@ -86,8 +85,6 @@ func (s *service) loop(ctx context.Context, socketFailed <-chan error) error {
 		select {
 		case <-ctx.Done():
 			return s.shutdown()
-		case err := <-socketFailed:
-			return errors.Join(err, s.shutdown())
 		case <-s.env.Reload():
 			s.env.Reloading()
 			cfg = s.configure(ctx, cfg)

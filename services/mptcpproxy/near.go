@@ -168,6 +168,7 @@ func (n *near) accepted(fd int, src, dst netip.AddrPort) {
 	}
 	failed := func(err error) {
 		n.limits.done(k)
+		n.c.log.Debug("flow was not connected", "peer", peer.Name, "src", src, "dst", dst, "error", err)
 		var ce *transparent.ConnectError
 		if errors.As(err, &ce) {
 			n.c.known(dst, false)

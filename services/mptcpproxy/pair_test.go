@@ -220,7 +220,7 @@ func TestPair(t *testing.T) {
 		l := b.listen(b.sink, net.JoinHostPort(sinkAddr[0], "0"))
 		client, sink := b.pair(l)
 		b.exchange(client, sink)
-		near.config(nearConfig + "config exclude\n\tlist dest_port '7777'\nconfig peer 'second'\n\tlist address '10.1.0.2'\n\toption key '" + testKey + "'\n\tlist destination '203.0.113.0/24'\n")
+		near.config(nearConfig + "config exclude\n\tlist dest_port '7777'\nconfig peer 'second'\n\tlist address '10.1.0.9'\n\toption key '" + testKey + "'\n\tlist destination '203.0.113.0/24'\n")
 		b.must("reload", near.ask("reload", &struct{}{}))
 		b.until("the second peer is known", func() bool { return len(near.report().Peers) == 2 })
 		b.exchange(client, sink)

@@ -96,13 +96,9 @@ func addr(a netip.Addr) string {
 func (c *core) report() status.Report {
 	c.mu.Lock()
 	cfg, r := c.cfg, c.rates
-	anyUp := false
-	for _, up := range c.up {
-		anyUp = anyUp || up
-	}
 	c.mu.Unlock()
 	rep := status.Report{
-		Fail: "open", Syn: cfg.Syn.String(), LAN: cfg.LAN, Bypass: c.fixed.near && !anyUp,
+		Fail: "open", Syn: cfg.Syn.String(), LAN: cfg.LAN, Bypass: c.fixed.near && !c.serving.Load(),
 		Memory: memory(),
 	}
 	if cfg.FailClosed {

@@ -35,25 +35,30 @@ const (
 	maxClients = 32
 )
 
-// Serve answers on the socket in folder dir until ctx ends, then removes it. A
-// socket left behind is replaced if nobody answers on it.
-func Serve(ctx context.Context, dir string, src Source, events *Events, log *slog.Logger) error {
+// Listen opens the socket in folder dir. One left behind is replaced if nobody
+// answers on it.
+func Listen(dir string) (net.Listener, error) {
 	path := filepath.Join(dir, Socket)
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return fmt.Errorf("open the status socket %s: another mptcpproxy answers there; stop it, or give this one a --state-dir of its own", path)
+		return nil, fmt.Errorf("open the status socket %s: another mptcpproxy answers there; stop it, or give this one a --state-dir of its own", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("open the status socket: remove what is at %s: %w", path, err)
+		return nil, fmt.Errorf("open the status socket: remove what is at %s: %w", path, err)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	l, err := net.Listen("unix", path)
 	if err != nil {
-		return fmt.Errorf("open the status socket: %w", err)
+		return nil, fmt.Errorf("open the status socket: %w", err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return fmt.Errorf("open the status socket: %w", err)
+		return nil, fmt.Errorf("open the status socket: %w", err)
 	}
+	return l, nil
+}
+
+// Serve answers on the socket until ctx ends, then removes it.
+func Serve(ctx context.Context, l net.Listener, src Source, events *Events, log *slog.Logger) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	var wg sync.WaitGroup
@@ -65,13 +70,13 @@ func Serve(ctx context.Context, dir string, src Source, events *Events, log *slo
 			if err == nil {
 				c.Close()
 			}
-			return nil
+			return
 		}
 		if err != nil {
 			log.Warn("accept on the status socket", "error", err)
 			select {
 			case <-ctx.Done():
-				return nil
+				return
 			case <-time.After(time.Second):
 			}
 			continue

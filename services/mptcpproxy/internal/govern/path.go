@@ -1,0 +1,272 @@
+package govern
+
+import (
+	"math"
+	"net/netip"
+	"time"
+)
+
+// Numbers of the decisions. They were found in namespaces with paths of 2 to
+// 40 Mbit/s shaped by tbf and by a wire in user space, 0 to 50 ms long.
+const (
+	bucket       = 250 * time.Millisecond // of the rate estimate
+	buckets      = 8                      // kept: the largest of them is the rate
+	minWindow    = time.Minute            // the smallest round trip is forgotten after one to two of these
+	standing     = 8                      // samples: the queue is the smallest delay among them
+	lossWindow   = 3 * time.Second
+	lossEvents   = 3                     // separate ones within lossWindow
+	lossQueue    = 10 * time.Millisecond // below, a loss is not of a full queue
+	bbrFirst     = time.Minute           // before a path is tried with cubic again
+	bbrMax       = 30 * time.Minute
+	mathis       = 1.22 // Mathis et al. 1997: window in segments = 1.22 / sqrt(loss)
+	notsentBusy  = 4096 // bytes handed to the kernel at once when bounded: what is chosen late goes the right way
+	minShare     = 9216 // bytes of send buffer for one bounded connection
+	unbounded    = 8 << 20
+	fastest      = 50e6 // bytes per second; a faster path has its queue in this machine's CPUs, leave it
+	grace        = 1500 * time.Millisecond
+	bulkUnacked  = 16 << 10
+	bulkFor      = 500 * time.Millisecond
+	reviewPeriod = 100 * time.Millisecond
+	forgetAfter  = 20 * time.Minute // a path that nothing used
+)
+
+// pathKey names a path by its ends.
+type pathKey struct {
+	peer          string
+	local, remote netip.Addr
+}
+
+// sample is what one subflow showed since the last look.
+type sample struct {
+	now     time.Time
+	acked   uint64        // bytes acknowledged
+	sent    uint32        // data segments, with repeated ones
+	retrans uint32        // repeated ones, less those that the receiver had already
+	rtt     time.Duration // smoothed
+	minRTT  time.Duration // smallest the kernel remembers
+	flight  int           // segments not acknowledged
+	mss     int
+}
+
+// path is what is known of one path; it decides without clock or sockets.
+type path struct {
+	key pathKey
+
+	min    [2]time.Duration // of this and of the last window, 0 = none
+	minAt  time.Time
+	rtt    time.Duration
+	delay  [standing]time.Duration
+	nDelay int
+	peak   time.Duration // largest queueing delay seen, fading
+
+	rates    [buckets]float64
+	rateAt   time.Time
+	bytes    uint64
+	inFlight int // bytes, summed over the connections of one round
+	nextFly  int
+	mss      int
+	subflows int
+	nextSubs int
+	seen     time.Time
+
+	loss      float64 // share of segments repeated, smoothed
+	events    []time.Time
+	lossSent  uint32
+	lossCount uint32
+	lossAt    time.Time
+	bbrUntil  time.Time
+	bbrFor    time.Duration
+	bbr       bool
+}
+
+// begin starts a round of samples.
+func (p *path) begin(now time.Time) {
+	p.nextFly, p.nextSubs = 0, 0
+	if p.minAt.IsZero() {
+		p.minAt, p.rateAt, p.lossAt = now, now, now
+	}
+	if now.Sub(p.minAt) >= minWindow {
+		p.min[1], p.min[0], p.minAt = p.min[0], 0, now
+	}
+	for now.Sub(p.rateAt) >= bucket {
+		if now.Sub(p.rateAt) >= bucket*buckets {
+			p.rates, p.rateAt, p.bytes = [buckets]float64{}, now, 0
+			break
+		}
+		copy(p.rates[1:], p.rates[:])
+		p.rates[0] = float64(p.bytes) / bucket.Seconds()
+		p.bytes = 0
+		p.rateAt = p.rateAt.Add(bucket)
+	}
+	if now.Sub(p.lossAt) >= lossWindow {
+		p.lossSent, p.lossCount, p.lossAt = p.lossSent/2, p.lossCount/2, now
+	}
+	if p.bbr && now.After(p.bbrUntil) {
+		p.bbr = false // try again; the next losses double the time
+		p.events = p.events[:0]
+		p.lossSent, p.lossCount = 0, 0
+	}
+}
+
+// end finishes it.
+func (p *path) end() { p.inFlight, p.subflows = p.nextFly, p.nextSubs }
+
+// observe takes one sample in.
+func (p *path) observe(s sample) {
+	p.nextSubs++
+	p.seen = s.now
+	if s.minRTT > 0 && (p.min[0] == 0 || s.minRTT < p.min[0]) {
+		p.min[0] = s.minRTT
+	}
+	p.bytes += s.acked
+	p.nextFly += s.flight * s.mss
+	if s.mss > 0 {
+		p.mss = s.mss
+	}
+	if s.flight > 0 && s.rtt > 0 && s.acked > 0 {
+		p.rtt = s.rtt
+		q := max(s.rtt-p.minRTT(), 0)
+		p.delay[p.nDelay%standing] = q
+		p.nDelay++
+		p.peak = max(q, p.peak-p.peak/512)
+	}
+	if s.sent == 0 {
+		return
+	}
+	p.loss += (float64(s.retrans)/float64(s.sent) - p.loss) * min(1, float64(s.sent)/1000)
+	p.lossSent += s.sent
+	if s.retrans == 0 {
+		return
+	}
+	// A burst of losses is one event, and so is what it takes to mend it.
+	if q := s.rtt - p.minRTT(); q >= max(lossQueue, p.peak/2) {
+		return
+	}
+	p.lossCount += s.retrans
+	if n := len(p.events); n > 0 && s.now.Sub(p.events[n-1]) < max(50*time.Millisecond, s.rtt) {
+		return
+	}
+	for len(p.events) > 0 && s.now.Sub(p.events[0]) > lossWindow {
+		p.events = p.events[1:]
+	}
+	p.events = append(p.events, s.now)
+	if len(p.events) < lossEvents || p.bbr {
+		return
+	}
+	// Loss by itself does not hurt: short paths mend it in no time. It does
+	// where the window that it allows is too small for the path.
+	share := float64(p.lossCount) / float64(max(p.lossSent, 1))
+	allowed := mathis * float64(p.mss) / math.Sqrt(share) / p.minRTT().Seconds()
+	if rate := p.rate(); rate > 0 && allowed < 2*rate {
+		p.bbr = true
+		p.bbrFor = min(max(2*p.bbrFor, bbrFirst), bbrMax)
+		p.bbrUntil = s.now.Add(p.bbrFor)
+	}
+}
+
+// minRTT is the round trip of the empty path.
+func (p *path) minRTT() time.Duration {
+	switch {
+	case p.min[0] == 0:
+		return p.min[1]
+	case p.min[1] == 0:
+		return p.min[0]
+	}
+	return min(p.min[0], p.min[1])
+}
+
+// rate is the most delivered of late, in bytes per second.
+func (p *path) rate() float64 {
+	r := 0.0
+	for _, x := range p.rates {
+		r = max(r, x)
+	}
+	return r
+}
+
+// queue is the delay that does not go away; false while too little is known.
+func (p *path) queue() (time.Duration, bool) {
+	if p.nDelay < standing {
+		return 0, false
+	}
+	q := p.delay[0]
+	for _, d := range p.delay {
+		q = min(q, d)
+	}
+	return q, true
+}
+
+// group is the sum of all paths to one peer; it bounds what is in flight.
+type group struct {
+	target    time.Duration
+	active    bool
+	quietTill time.Time // paths have changed: let TCP find its way
+	before    float64   // rate when the bound was set
+	slack     float64   // factor on the bound
+	reviewed  time.Time
+	limit     int // bytes for all bulk connections, 0 = no bound
+}
+
+// review decides anew. paths are those that carry something now.
+func (g *group) review(now time.Time, paths []*path) {
+	if now.Sub(g.reviewed) < reviewPeriod {
+		return
+	}
+	g.reviewed = now
+	if now.Before(g.quietTill) {
+		g.release()
+		return
+	}
+	var rate float64
+	var longest, worst time.Duration
+	for _, p := range paths {
+		r := p.rate()
+		if r == 0 {
+			continue
+		}
+		rate += r
+		longest = max(longest, p.minRTT())
+		if q, ok := p.queue(); ok {
+			worst = max(worst, q)
+		}
+	}
+	switch {
+	case rate == 0 || rate > fastest:
+		g.release()
+		return
+	case !g.active:
+		if worst < g.target+g.target/2 {
+			return
+		}
+		g.active, g.before, g.slack = true, rate, 1
+	case rate < 0.93*g.before:
+		// Less comes through than before. If that is our bound's fault (the
+		// path has become longer, say) a larger one shows it.
+		g.slack = min(g.slack*1.1, 8)
+		g.before *= 0.98
+	case worst < g.target/2:
+		g.slack = min(g.slack*1.03, 8)
+	case worst > g.target+g.target/4:
+		g.slack = max(g.slack/1.03, 0.7)
+	}
+	g.before = max(g.before, rate)
+	// The scheduler of MPTCP fills all paths to the same delay, so a short
+	// one holds back the share of a long one unless both have the long one's.
+	g.limit = int(rate * (longest + g.target).Seconds() * g.slack)
+}
+
+// disturb forgets the bound for a while, because paths came or went.
+func (g *group) disturb(now time.Time) {
+	g.quietTill = now.Add(grace)
+	g.release()
+}
+
+func (g *group) release() { g.active, g.limit, g.slack = false, 0, 1 }
+
+// share is the send buffer for each of n bulk connections.
+func (g *group) share(n int) int {
+	if !g.active || n == 0 {
+		return 0
+	}
+	return max(g.limit/n, minShare)
+}

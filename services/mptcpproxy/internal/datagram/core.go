@@ -15,14 +15,15 @@ const (
 	tickActive   = 10 * time.Millisecond  // liveness is looked at
 	tickIdle     = 100 * time.Millisecond //
 	idlePatience = 2200 * time.Millisecond
-	retireAfter  = 60 * time.Second       // far: a path silent for so long is forgotten
-	maxWait      = 4 * time.Millisecond   // at the entrance, for a faster path
-	smallBytes   = 32 << 10               // a flow of less per second is small: games, voice, DNS
-	coalesceMax  = 512                    // payloads up to this size share a packet
-	mtuRetry     = 100 * time.Millisecond // between probes of one size
-	mtuConfirm   = time.Second            // between looks whether the size still passes
-	mtuAgain     = 60 * time.Second       // between searches for a larger one
-	mtuStep      = 16                     // the search ends at this precision
+	allSilent    = 1500 * time.Millisecond // the peer is gone, or does not run
+	retireAfter  = 60 * time.Second        // far: a path silent for so long is forgotten
+	maxWait      = 4 * time.Millisecond    // at the entrance, for a faster path
+	smallBytes   = 32 << 10                // a flow of less per second is small: games, voice, DNS
+	coalesceMax  = 512                     // payloads up to this size share a packet
+	mtuRetry     = 100 * time.Millisecond  // between probes of one size
+	mtuConfirm   = time.Second             // between looks whether the size still passes
+	mtuAgain     = 60 * time.Second        // between searches for a larger one
+	mtuStep      = 16                      // the search ends at this precision
 )
 
 // packet is one UDP payload to be sealed and sent: buf[lo:hi], with at least
@@ -75,11 +76,14 @@ type core struct {
 	haveData   bool
 	peerActive time.Duration // last packet with flagActive
 	havePeer   bool
+	fastAt     time.Duration // last packet with flagFast
+	haveFast   bool
 	lastTick   time.Duration
 	sweepAt    time.Duration
 	peerTS     uint32 // latest time of sending seen on any path
 	peerTSSet  bool
-	txRef      uint32 // subtracted from one-way delays, so that they do not wrap
+	peerRan    time.Duration // how long the peer has been seen to run, by its clock
+	txRef      uint32        // subtracted from one-way delays, so that they do not wrap
 	rxRef      uint32
 	txRefSet   bool
 	rxRefSet   bool
@@ -369,6 +373,9 @@ func (c *core) fill(now time.Duration, p *path, h *header) {
 	if c.announce(now) {
 		h.flags |= flagActive
 	}
+	if c.active(now) {
+		h.flags |= flagFast
+	}
 	if h.flags&flagAck != 0 {
 		h.ack = ack{
 			seq: uint32(p.rxLargest), echo: p.rxEcho, hold: micros(now) - micros(p.rxArrival),
@@ -576,8 +583,13 @@ func (c *core) receive(now, arrival time.Duration, p *path, h *header, body []by
 		p.lastPeerTS = h.ts
 	}
 	if !c.peerTSSet || int32(h.ts-c.peerTS) > 0 {
+		if c.peerTSSet {
+			// A larger step means that the peer stood still, or sent nothing.
+			c.peerRan += min(time.Duration(h.ts-c.peerTS)*time.Microsecond, activeProbe+tickActive)
+		}
 		c.peerTS, c.peerTSSet = h.ts, true
 	}
+	p.peerRan = c.peerRan
 	p.owd.add(now, rel)
 	p.owdMax = max(rel-p.owd.min(), p.owdMax-p.owdMax/256)
 	if !p.ackMinSet || int32(owd-p.ackMin) < 0 {
@@ -592,6 +604,14 @@ func (c *core) receive(now, arrival time.Duration, p *path, h *header, body []by
 			}
 		}
 		c.peerActive, c.havePeer = now, true
+	}
+	if h.flags&flagFast != 0 {
+		if !c.peerFast(now) {
+			for _, o := range c.paths {
+				o.silence = 0 // it has sent little so far
+			}
+		}
+		c.fastAt, c.haveFast = now, true
 	}
 	if h.flags&flagAck != 0 {
 		a := h.ack
@@ -713,6 +733,9 @@ func (c *core) fail(now time.Duration, p *path, err error) {
 	c.judge(now, p)
 }
 
+// peerFast tells whether the peer sends probes fast.
+func (c *core) peerFast(now time.Duration) bool { return c.haveFast && now-c.fastAt < time.Second }
+
 // tick looks at liveness.
 func (c *core) tick(now time.Duration) {
 	interval := tickIdle
@@ -726,7 +749,7 @@ func (c *core) tick(now time.Duration) {
 	c.lastTick = now
 	// Time that passed while this machine did not run us is no silence.
 	dt = min(dt, 2*interval)
-	peerFast := c.havePeer && now-c.peerActive < time.Second
+	peerFast := c.peerFast(now)
 	fastest := int32(0)
 	first := true
 	for _, p := range c.paths {
@@ -741,18 +764,24 @@ func (c *core) tick(now time.Duration) {
 			continue
 		}
 		behind := time.Duration(p.owd.min()-fastest) * time.Microsecond
-		every := activeProbe
-		limit := p.patience(every, behind)
+		limit := p.patience(min(activeProbe, c.probeInterval(now)), behind)
 		if !peerFast {
-			limit += idlePatience - 2*activeProbe
+			limit += idlePatience
 		}
 		if p.silence < limit {
+			if peerFast && p.silence > limit/2 {
+				// Doubtful: ask, so that some lost probes are not taken for more.
+				c.probe(now, p, flagReply, 0)
+			}
 			continue
 		}
 		// If another path has brought what the peer sent since, the peer runs
 		// and this path is to blame. If all are silent it may be the peer.
-		since := time.Duration(c.peerTS-p.lastPeerTS) * time.Microsecond
-		if since >= limit-behind-tickActive || p.silence >= 3*limit {
+		since := c.peerRan - p.peerRan
+		if !peerFast {
+			since = time.Duration(c.peerTS-p.lastPeerTS) * time.Microsecond
+		}
+		if since >= limit-behind-2*tickActive || p.silence >= allSilent && p.silence >= 3*limit {
 			p.silent = true
 			c.judge(now, p)
 			c.probe(now, p, flagReply, 0)

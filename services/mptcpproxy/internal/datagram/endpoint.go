@@ -144,11 +144,12 @@ func (e *Endpoint) AddSession(peer string, near bool, id uint64, key [32]byte, e
 		}
 		told := old.core.told
 		old.mu.Unlock()
-		old.retire(overlap)
 		s.SetActive(told)
 		if near {
 			s.SetPaths(conf)
 		}
+		old.next.Store(s)
+		old.retire(overlap)
 	}
 	return s
 }

@@ -276,3 +276,37 @@ func BenchmarkCutPath(b *testing.B) {
 		b.Logf("alive again after %v", time.Since(at))
 	})
 }
+
+// BenchmarkUnshaped is how many 1400-byte payloads one direction carries over
+// one path or two (WEFT_PATHS) that nothing limits.
+func BenchmarkUnshaped(b *testing.B) {
+	n := int(number("WEFT_PATHS", 2))
+	g := newGateways(b, n, false)
+	if os.Getenv("WEFT_ENCRYPT") != "" {
+		g.ns.crypt.encrypt, g.fs.crypt.encrypt = true, true
+	}
+	var got atomic.Int64
+	g.far.Handle(ClassUDP, func(_ *Session, payloads [][]byte) { got.Add(int64(len(payloads))) })
+	g.run(b, n)
+	payload := make([]byte, 1400)
+	sent := 0
+	end := time.Now().Add(3 * time.Second)
+	begin := time.Now()
+	for time.Now().Before(end) {
+		// As a reader of a batch does; with no more than the far end takes.
+		for range 32 {
+			_ = g.ns.Queue(uint32(sent>>8), ClassUDP, payload)
+			sent++
+		}
+		g.ns.Flush()
+		for int64(sent)-got.Load() > 2000 && time.Now().Before(end) {
+			time.Sleep(50 * time.Microsecond)
+		}
+	}
+	d := time.Since(begin)
+	time.Sleep(100 * time.Millisecond)
+	b.ReportMetric(float64(got.Load())*1400*8/d.Seconds()/1e9, "Gbit/s")
+	b.ReportMetric(float64(got.Load())/float64(sent), "delivered")
+	b.Logf("near %+v", g.ns.Stats())
+	b.Logf("far  %+v", g.fs.Stats())
+}

@@ -67,7 +67,8 @@ const (
 	flagAck    = 1 << iota // the acknowledgement follows
 	flagReply              // answer at once
 	flagSilent             // nothing of yours has reached me on this path of late
-	flagActive             // expect probes every fastProbe from me, and send such
+	flagActive             // please send probes fast
+	flagFast               // I send probes fast
 	flagSize               // answer with a frame that tells the size of this packet
 )
 

@@ -20,10 +20,12 @@ const (
 	burstTime    = 5 * time.Millisecond  // of credit a path may save: a late timer must not cost rate
 	rateWindow   = 40 * time.Millisecond // over which the delivery rate is measured
 	baseWindow   = 15 * time.Second      // the smallest delay is kept for one to two of these
-	shiftAfter   = 300 * time.Millisecond
+	yieldAfter   = 200 * time.Millisecond
+	shiftAfter   = 30 * time.Second
+	testEvery    = 10 * time.Second
 	floorShare   = 0.5 // of the path's capacity, which other traffic cannot take from us
 	nearlyEqual  = 2 * time.Millisecond
-	silentExtra  = 75 * time.Millisecond // what a queue may add to a gap between packets
+	silentExtra  = 60 * time.Millisecond // what a queue may add to a gap between packets
 	fastProbe    = 25 * time.Millisecond // between probes while datagrams flow
 	activeProbe  = 40 * time.Millisecond // between probes while told to be active
 	idleProbe    = time.Second
@@ -35,7 +37,8 @@ const (
 type rateSample struct {
 	arrival uint32 // µs of the peer's clock
 	bytes   uint32
-	queued  bool // a queue stood then
+	queued  bool   // a queue stood then
+	sent    uint32 // µs of our clock, of the packet that was acknowledged
 }
 
 // minFilter keeps the smallest value of the last one to two windows.
@@ -84,7 +87,8 @@ type path struct {
 	silence    time.Duration // as seen by our own clock's ticks
 	lastRx     time.Duration
 	lastPeerTS uint32
-	silent     bool // we hear nothing: told to the peer
+	peerRan    time.Duration // core.peerRan when the last packet came
+	silent     bool          // we hear nothing: told to the peer
 	lastTx     time.Duration
 	nextProbe  time.Duration
 	gone       error         // sending fails for a reason of this machine
@@ -107,41 +111,47 @@ type path struct {
 	sizeSeen  int       // answer to flagSize, 0 = none
 
 	// Sending.
-	txSeq    uint64
-	txBytes  uint64
-	acked    uint32 // largest sequence acknowledged
-	haveAck  bool
-	srtt     time.Duration
-	rttvar   time.Duration
-	rtts     minFilter // µs
-	base     minFilter // one-way delay to the peer, clocks included, µs
-	queue    time.Duration
-	peak     time.Duration // of queue, decaying
-	samples  [32]rateSample
-	nSamples int
-	rate     float64 // bytes/s at which we send
-	deliv    float64 // bytes/s of late
-	capacity float64 // bytes/s measured while a queue stood
-	best     float64 // largest capacity of late
-	other    float64 // bytes/s of others on this path, as told
-	next     time.Duration
-	used     float64 // bytes/s sent of late
-	usedAt   time.Duration
-	usedB    uint64
-	busy     bool // the rate has kept packets back since the last acknowledgement
-	started  bool // a queue has been seen: the rate is known
-	calm     time.Duration
-	congSet  bool
-	cong     time.Duration // since when a queue has stood
-	congMin  time.Duration // smallest in that time
-	lossAt   time.Duration
-	lossSent uint32
-	lossRecv uint32
-	lossSet  bool
-	loss     float64
-	unacked  time.Duration // since when an acknowledgement is waited for, 0 = it is not
-	elicit   uint32        // last sequence that asks for one
-	lost     uint64
+	txSeq     uint64
+	txBytes   uint64
+	acked     uint32 // largest sequence acknowledged
+	haveAck   bool
+	srtt      time.Duration
+	rttvar    time.Duration
+	rtts      minFilter // µs
+	base      minFilter // one-way delay to the peer, clocks included, µs
+	queue     time.Duration
+	peak      time.Duration // of queue, decaying
+	samples   [32]rateSample
+	nSamples  int
+	rate      float64       // bytes/s at which we send
+	deliv     float64       // bytes/s of late
+	full      float64       // the same while the rate was made use of, 0 = unknown
+	fullFrom  time.Duration // since when it is made use of, 0 = it is not
+	capacity  float64       // bytes/s measured while a queue stood
+	best      float64       // largest capacity of late
+	other     float64       // bytes/s of others on this path, as told
+	next      time.Duration
+	used      float64 // bytes/s sent of late
+	usedAt    time.Duration
+	usedB     uint64
+	busy      bool // the rate has kept packets back since the last acknowledgement
+	started   bool // a queue has been seen: the rate is known
+	controlAt time.Duration
+	vying     bool          // with a queue that others keep
+	testAt    time.Duration // in which: when that was last put to the test, or is until
+	testing   float64       // rate to go back to after the test, 0 = no test
+	congSet   bool
+	cong      time.Duration // since when a queue has stood
+	congMin   time.Duration // smallest in that time
+	cutAt     time.Duration // the rate was last cut
+	lossAt    time.Duration
+	lossSent  uint32
+	lossRecv  uint32
+	lossSet   bool
+	loss      float64
+	unacked   time.Duration // since when an acknowledgement is waited for, 0 = it is not
+	elicit    uint32        // last sequence that asks for one
+	lost      uint64
 
 	// MTU of the path, in UDP payload.
 	mtu       int // known to pass
@@ -244,12 +254,18 @@ func (p *path) measure(a ack) {
 	// While a queue stands only that time counts: before, a token bucket may
 	// have let more pass than the path can bear.
 	s.queued = p.queue > targetQueue/2
+	s.sent = a.echo
+	p.full = 0
 	for i := 1; i <= min(p.nSamples, len(p.samples)); i++ {
 		from := &p.samples[(p.nSamples-i)%len(p.samples)]
 		dt := time.Duration(s.arrival-from.arrival) * time.Microsecond
 		begin := s.queued && !from.queued && dt >= rateWindow/4
+		r := float64(s.bytes-from.bytes) / dt.Seconds()
 		if dt >= rateWindow/2 || begin {
-			p.deliv = float64(s.bytes-from.bytes) / dt.Seconds()
+			p.deliv = r
+		}
+		if dt >= rateWindow/4 && p.fullFrom != 0 && int32(from.sent-micros(p.fullFrom)) >= 0 {
+			p.full = r
 		}
 		if dt >= rateWindow || begin {
 			break
@@ -274,10 +290,17 @@ func (p *path) countLoss(now time.Duration, a ack) {
 	share := float64(lost) / float64(sent)
 	p.loss += (share - p.loss) / 4
 	p.lossAt, p.lossSent, p.lossRecv = now, a.seq, a.count
-	if share > 0.1 && sent >= 20 && p.started {
-		// More than a full queue of others would drop: the path has become
-		// smaller, so what we thought was ours by right is too much.
+	// More than others' TCP, which shares the queue, would suffer: the path has
+	// become smaller, so what we thought was ours by right is too much.
+	if p.vying && lost > 0 {
+		p.rate *= 0.7
+	}
+	switch {
+	case !p.started || sent < 20 || p.queue < targetQueue:
+	case share > 0.1:
 		p.best *= 0.8
+	case share > 0.02:
+		p.best *= 0.95
 	}
 }
 
@@ -290,15 +313,14 @@ func (p *path) countLoss(now time.Duration, a ack) {
 func (p *path) control(now time.Duration) {
 	p.meter(now)
 	hungry := p.busy || p.used > 0.7*p.rate
+	dt := min(now-p.controlAt, 50*time.Millisecond)
+	p.controlAt = now
 	p.busy = false
 	if p.queue <= targetQueue {
-		p.congSet = false
+		p.congSet, p.vying = false, false
 		if !hungry {
-			p.calm = now
 			return
 		}
-		dt := min(now-p.calm, 50*time.Millisecond)
-		p.calm = now
 		step := dt.Seconds()
 		switch {
 		case !p.started:
@@ -316,31 +338,66 @@ func (p *path) control(now time.Duration) {
 		return
 	}
 
-	p.calm = now
-	if p.deliv == 0 {
-		return
-	}
 	if !p.congSet {
 		p.congSet, p.cong, p.congMin = true, now, p.queue
 	}
 	p.congMin = min(p.congMin, p.queue)
-	// A measurement of capacity only where we have sent at least as much.
-	if p.used > 0.9*p.deliv {
+	floor := max(floorShare*max(p.best, p.full+p.other), lowestRate)
+	told := p.other > p.full/10
+	held := now-max(p.cong, p.cutAt) > yieldAfter+2*p.srtt // for so long ours must have drained
+	switch {
+	case p.vying && !told:
+		p.vie(now, dt, hungry)
+	case p.full == 0:
+	case p.used > 1.03*p.full:
+		// We send more than passes: what passes is what the path has for us.
 		p.started = true
 		if p.capacity == 0 {
-			p.capacity = p.deliv
+			p.capacity = p.full
 		} else {
-			p.capacity += (p.deliv - p.capacity) / 4
+			p.capacity += (p.full - p.capacity) / 4
 		}
-		p.best = max(p.capacity, p.best*0.9995)
+		p.best = max(p.capacity, p.best)
+		floor = max(floor, floorShare*p.best)
+		excess := min(0.5, float64(p.queue-targetQueue/2)/float64(drainTime))
+		rate := max(min(p.rate, p.full*(1-excess)), floor)
+		if rate < 0.98*p.rate {
+			p.cutAt = now
+		}
+		p.rate = rate
+	case held && told:
+		// The queue is that of TCP between the gateways, which is left its half.
+		if p.rate > floor {
+			p.rate = max(floor, p.rate*(1-0.3*dt.Seconds()))
+		}
+	case held:
+		p.vying, p.testAt = true, now
 	}
-	excess := p.queue - targetQueue
-	p.rate = p.deliv * (1 - min(0.5, float64(excess)/float64(drainTime)))
-	floor := floorShare * max(p.best, p.deliv+p.other)
-	p.rate = max(p.rate, floor, lowestRate)
+	if p.fullFrom == 0 {
+		// Not our doing, as far as we can tell. A rate far above what we send
+		// would keep us from telling.
+		p.rate = min(p.rate, max(1.5*p.used, floorShare*p.best, initialRate/2))
+	}
 	if now-p.cong > shiftAfter+2*p.srtt {
 		p.base.set(now, p.base.min()+int32(p.congMin/time.Microsecond))
 		p.congSet = false
+	}
+}
+
+// vie sets the rate beside others who keep a queue: as Reno would (RFC 5681),
+// one packet more each round trip; countLoss sees to less. Now and then a dip
+// tells whether the queue is not our own by now.
+func (p *path) vie(now, dt time.Duration, hungry bool) {
+	switch {
+	case p.testing > 0 && now >= p.testAt:
+		p.rate, p.testing = p.testing, 0
+	case p.testing > 0:
+	case now-p.testAt > testEvery:
+		p.testing, p.testAt = p.rate, now+yieldAfter+2*p.srtt
+		p.rate *= 0.6
+	case hungry:
+		rtt := max(p.srtt, 5*time.Millisecond).Seconds()
+		p.rate += 1514 / rtt / rtt * dt.Seconds()
 	}
 }
 
@@ -354,6 +411,12 @@ func (p *path) meter(now time.Duration) {
 	k := min(1, float64(dt)/float64(rateWindow))
 	p.used += (r - p.used) * k
 	p.usedAt, p.usedB = now, p.txBytes
+	switch {
+	case p.used < p.rate/3:
+		p.fullFrom = 0
+	case p.fullFrom == 0:
+		p.fullFrom = now
+	}
 }
 
 // ready tells when the path may take data: at or before now, if it may.

@@ -15,6 +15,9 @@ const (
 	buckets       = 256
 	quantum       = 1514    // RFC 8290 section 5.2.3
 	queueBytes    = 4 << 20 // in all
+	// CoDel needs seconds to get hold of flows that do not slow down, which much
+	// of UDP is: what has waited for this long is dropped whatever the law says.
+	longestWait = 50 * time.Millisecond
 )
 
 // item is one payload on its way out. buf holds room bytes for headers, then
@@ -166,6 +169,11 @@ func (q *queue) consider(b *bucket, now time.Duration) (*item, bool) {
 	}
 	it := b.take()
 	q.bytes -= it.n
+	for now-it.at > longestWait && b.head != nil {
+		q.discard(it)
+		it = b.take()
+		q.bytes -= it.n
+	}
 	if now-it.at < codelTarget || b.bytes <= quantum {
 		b.firstAbove = 0
 		return it, false

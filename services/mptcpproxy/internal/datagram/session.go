@@ -18,7 +18,8 @@ type Session struct {
 	peer     string
 	crypt    *crypt
 	previous atomic.Pointer[Session]
-	up       atomic.Bool // a path is alive
+	next     atomic.Pointer[Session] // has replaced this one
+	up       atomic.Bool             // a path is alive
 
 	deliver sync.Mutex // held while payloads are handed out; taken before mu
 	byClass [8][][]byte
@@ -299,6 +300,9 @@ func (s *Session) SetPaths(conf []Path) {
 	if !s.core.near {
 		return
 	}
+	if n := s.next.Load(); n != nil {
+		n.SetPaths(conf)
+	}
 	s.mu.Lock()
 	now := s.e.now()
 	if s.done.Err() == nil {
@@ -393,6 +397,9 @@ func (s *Session) flush(c *conn) {
 // SetActive asks for fast liveness probes, for instance while TCP is busy on
 // the same paths. A session that carries datagrams is active by itself.
 func (s *Session) SetActive(active bool) {
+	if n := s.next.Load(); n != nil {
+		n.SetActive(active)
+	}
 	s.mu.Lock()
 	if s.core.told != active {
 		s.core.told = active
@@ -408,6 +415,9 @@ func (s *Session) SetActive(active bool) {
 // SetOtherRate tells what other traffic between the two gateways (TCP)
 // delivers on a path, in bytes/s, so that both get a fair share of it.
 func (s *Session) SetOtherRate(path string, rate float64) {
+	if n := s.next.Load(); n != nil {
+		n.SetOtherRate(path, rate)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.core.paths {

@@ -84,46 +84,53 @@ type simLink struct {
 	cut    bool
 	drops  int
 	bytes  int
-	other  float64 // Mbit/s of foreign traffic that keeps the queue at least at
-	stand  time.Duration
 }
 
-// send puts n bytes (UDP payload) on the link.
+// send puts a packet of ours on the link.
 func (l *simLink) send(b []byte) {
-	n := len(b) + 42
 	mtu := l.mtu
 	if mtu == 0 {
 		mtu = 1500
 	}
-	if l.cut || len(b)+28 > mtu || l.loss > 0 && l.s.rnd.Float64() < l.loss {
+	if l.loss > 0 && l.s.rnd.Float64() < l.loss || len(b)+28 > mtu {
 		l.drops++
 		return
 	}
-	out := l.s.now
-	if l.rate > 0 {
-		// The queue drains at the rate; a bucket of tokens lets a burst pass at once.
-		rate := l.rate * 1e6 / 8
-		start := max(l.free, l.s.now)
-		if start-l.s.now > l.queue {
-			l.drops++
-			return
-		}
-		saved := min(float64(l.burst), float64(l.tokens)+(start-l.at).Seconds()*rate)
-		l.at = start
-		if saved >= float64(n) {
-			l.tokens = saved - float64(n)
-			out = start
-		} else {
-			wait := time.Duration((float64(n) - saved) / rate * 1e9)
-			l.tokens = 0
-			out = start + wait
-			l.at = out
-		}
-		l.free = out
+	n := len(b) + 42
+	out, ok := l.transit(n)
+	if !ok {
+		l.drops++
+		return
 	}
 	l.bytes += n
-	out += l.delay
-	l.s.after(out-l.s.now, func() { l.to.arrive(l.id, b) })
+	l.s.after(out+l.delay-l.s.now, func() { l.to.arrive(l.id, b) })
+}
+
+// transit passes n bytes through the token bucket and tells when they leave it.
+func (l *simLink) transit(n int) (out time.Duration, ok bool) {
+	if l.cut {
+		return 0, false
+	}
+	if l.rate == 0 {
+		return l.s.now, true
+	}
+	// The queue drains at the rate; a bucket of tokens lets a burst pass at once.
+	rate := l.rate * 1e6 / 8
+	start := max(l.free, l.s.now)
+	if start-l.s.now > l.queue {
+		return 0, false
+	}
+	saved := min(float64(l.burst), l.tokens+(start-l.at).Seconds()*rate)
+	l.at, out = start, start
+	if saved >= float64(n) {
+		l.tokens = saved - float64(n)
+	} else {
+		l.tokens = 0
+		out = start + time.Duration((float64(n)-saved)/rate*1e9)
+		l.at = out
+	}
+	l.free = out
+	return out, true
 }
 
 func (s *sim) after(d time.Duration, f func()) {
@@ -307,4 +314,62 @@ func (e *simEnd) judge(flow uint32) judged {
 
 func mbit10(delay time.Duration) linkConf {
 	return linkConf{rate: 10, burst: 16000, queue: 50 * time.Millisecond, delay: delay}
+}
+
+// fill makes the link's queue full of others' packets.
+func (l *simLink) fill() { l.free = max(l.free, l.s.now) + l.queue }
+
+// renoFlow is a TCP flow (Reno, one packet acknowledged at a time) of others on
+// one direction of a path.
+type renoFlow struct {
+	s        *sim
+	l        *simLink
+	cwnd     float64
+	thresh   float64
+	flight   int
+	acked    int
+	recovery time.Duration // losses until then are one event
+	limit    float64       // of cwnd, 0 = none
+	end      time.Duration
+}
+
+func (s *sim) reno(side, path int, d time.Duration) *renoFlow {
+	r := &renoFlow{s: s, l: s.links[side][path], cwnd: 10, thresh: 1e9, end: s.now + d}
+	s.after(0, r.send)
+	return r
+}
+
+func (r *renoFlow) send() {
+	for r.flight < int(r.cwnd) && r.s.now < r.end {
+		r.flight++
+		l := r.l
+		sentAt := r.s.now
+		out, ok := l.transit(1514)
+		back := 2*l.delay + 5*time.Millisecond
+		if !ok {
+			r.s.after(l.queue+back, func() {
+				r.flight--
+				if sentAt > r.recovery {
+					r.recovery = r.s.now
+					r.thresh = max(2, r.cwnd/2)
+					r.cwnd = r.thresh
+				}
+				r.send()
+			})
+			continue
+		}
+		r.s.after(out-r.s.now+back, func() {
+			r.flight--
+			r.acked++
+			if r.cwnd < r.thresh {
+				r.cwnd++
+			} else {
+				r.cwnd += 1 / r.cwnd
+			}
+			if r.limit > 0 {
+				r.cwnd = min(r.cwnd, r.limit)
+			}
+			r.send()
+		})
+	}
 }

@@ -347,7 +347,11 @@ func clientFlow(ctx context.Context, n *bed.Node, s *soakSink, f flowPlan) (deli
 		}
 	}
 	err = flowEnd(ctx, c, f, true)
-	timer := time.NewTimer(soakTimeout)
+	patience := soakTimeout
+	if err != nil {
+		patience = 2 * time.Second // the sink may never have heard of this flow
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	var other error
 	select {

@@ -192,7 +192,9 @@ func (b *Bed) boot(ctx context.Context) error {
 			start := time.Now()
 			if err := b.nodes[n].boot(ctx); err != nil {
 				mu.Lock()
-				errs = append(errs, fmt.Errorf("node %s: %w", n.Name, err))
+				if len(errs) == 0 { // what comes after it was cut short by it
+					errs = append(errs, fmt.Errorf("node %s: %w", n.Name, err))
+				}
 				mu.Unlock()
 				cancel()
 				return

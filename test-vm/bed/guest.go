@@ -105,19 +105,6 @@ func (g *guestNode) configure(ctx context.Context) error {
 		return err
 	}
 	tree["usr/sbin/lab-probe"] = file{0o755, probe}
-	mcopy, err := lab.PinnedTool(ctx, "mcopy")
-	if err != nil {
-		return err
-	}
-	// What glibc loads when iperf3 ends its threads; no image has it, since no program names it.
-	for _, lib := range globs(mcopy.Dir(), "usr/lib/*/libgcc_s.so.1", "lib/*/libgcc_s.so.1") {
-		data, err := os.ReadFile(filepath.Join(mcopy.Dir(), lib))
-		if err != nil {
-			return err
-		}
-		tree[filepath.ToSlash(lib)] = file{0o644, data}
-	}
-
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	t := tar.NewWriter(z)
@@ -145,28 +132,16 @@ func (g *guestNode) configure(ctx context.Context) error {
 	if i < 0 {
 		return fmt.Errorf("the image has no partition 1 to leave the settings on")
 	}
+	mcopy, err := lab.PinnedTool(ctx, "mcopy")
+	if err != nil {
+		return err
+	}
 	cmd := mcopy.Command(ctx, "-i", fmt.Sprintf("%s@@%d", g.m.Disk(0), parts[i].Start), archive, "::/sysupgrade.tgz")
 	cmd.Env = append(cmd.Env, "MTOOLS_SKIP_CHECK=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("leave the settings on partition 1: %w: %s", err, out)
 	}
 	return nil
-}
-
-// globs are the files below dir that match a pattern, relative to it.
-func globs(dir string, patterns ...string) []string {
-	var out []string
-	for _, p := range patterns {
-		found, err := filepath.Glob(filepath.Join(dir, p))
-		if err != nil {
-			panic("BUG: pattern " + p)
-		}
-		for _, f := range found {
-			rel, _ := filepath.Rel(dir, f) // f lies below dir
-			out = append(out, rel)
-		}
-	}
-	return out
 }
 
 func (g *guestNode) boot(ctx context.Context) error {

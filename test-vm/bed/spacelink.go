@@ -74,19 +74,22 @@ func newVethLink(b *Bed, l *topology.Link) (*vethLink, error) {
 	return v, hub.Do(v.listen)
 }
 
+// allProtocols is ETH_P_ALL in network byte order.
+const allProtocols = unix.ETH_P_ALL << 8
+
 // listen opens the packet socket; the calling thread is in the hub.
 func (v *vethLink) listen() error {
 	dev, err := netlink.LinkByName(v.ports[0])
 	if err != nil {
 		return err
 	}
-	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network byte order
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("packet socket: %w", err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: dev.Attrs().Index})
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allProtocols, Ifindex: dev.Attrs().Index})
 	}
 	if err != nil {
 		unix.Close(fd)

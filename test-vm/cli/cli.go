@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weft/test-vm/bench"
 	"weft/test-vm/lab"
 )
 
@@ -31,7 +32,7 @@ them, or of network namespaces, with faults on a timeline and checks.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.AddCommand(p.bootCommand(), p.execCommand(), p.benchCommand(),
-		p.runCommand(), p.listCommand(), p.graphCommand(), p.shellCommand())
+		p.runCommand(), p.listCommand(), p.graphCommand(), p.shellCommand(), bench.Command(), bench.SoakCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	err := root.ExecuteContext(ctx)
 	var usage usageError

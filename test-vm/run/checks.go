@@ -101,7 +101,7 @@ func nextPort() int { return 20000 + 20*int(portCounter.Add(1)%500) }
 // serverBound is how long a server may take until it listens.
 const serverBound = 20 * time.Second
 
-// serve starts a server on the check's node To and waits until something listens on a port there (0: it prints "ready").
+// serve starts a server on the check's node To and waits until something listens on the port there.
 func (res *result) serve(ctx context.Context, script string, port int) (bed.Process, error) {
 	c := res.c
 	p, err := res.r.bed.Spawn(ctx, c.To, script)
@@ -110,11 +110,7 @@ func (res *result) serve(ctx context.Context, script string, port int) (bed.Proc
 	}
 	bound, cancel := context.WithTimeout(ctx, lab.Timeout(serverBound))
 	defer cancel()
-	for port != 0 {
-		files := "/proc/net/tcp"
-		if c.Family == 6 || port < 0 {
-			files += " /proc/net/tcp6"
-		}
+	for {
 		r, err := res.r.bed.Exec(bound, c.To, fmt.Sprintf("grep -q ':%04X 0*:0000 0A' /proc/net/tcp /proc/net/tcp6", port))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("wait for %q to listen on port %d: %w", script, port, err), p.Stop(ctx))

@@ -18,7 +18,8 @@ build_flags = --board "$(BOARD)" --role "$(ROLE)" --bin-dir "$(BIN_DIR)" \
 # The race detector needs a C compiler; without one the same tests run without it, and say so.
 race := $(if $(shell command -v gcc || command -v clang),-race)
 
-.PHONY: help image run info manifest host test lint unit boot-test fuzz repro bench-build bench-boot pins-update clean
+.PHONY: help image run info manifest host test lint unit boot-test lab lab-images lab-test soak fuzz repro bench-build bench-boot bench-mptcp \
+	pins-update clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,10 +50,23 @@ lint: ## gofmt, vet, staticcheck
 
 unit: ## unit tests with the race detector, fuzz seeds included
 	@[ -n "$(race)" ] || echo "make unit: no C compiler found, running without the race detector"
-	$(GO) test $(race) ./image/... ./init/... ./services/... ./boards/... ./test-vm/lab/...
+	$(GO) test $(race) $$($(GO) list ./... | grep -v -e ^weft/test-vm/boot -e ^weft/test-vm/labtest)
 
 boot-test: image ## boot the built images in QEMU and check them
 	$(GO) test -count=1 -timeout 25m ./test-vm/boot/...
+
+lab-images: ## the images that the lab's guests run, a folder a role in bin/lab/
+	@for r in router gateway exit; do $(GO) run ./image build --board x86-64 --role $$r --bin-dir "$(BIN_DIR)/lab/$$r" \
+		--packages "iperf3 traffic-control mptcp lab" || exit 1; done
+
+lab: lab-images host ## every topology in QEMU guests, each figure beside its limit (half an hour)
+	$(GO) run ./test-vm run --backend qemu --html --all
+
+lab-test: lab-images host ## the two-path topology in QEMU, the others in namespaces (these as root)
+	$(GO) test -count=1 -timeout 25m ./test-vm/labtest/...
+
+soak: host ## random flows under random faults, every byte compared (as root; SOAK_FLAGS="--duration 1m --random")
+	@$(GO) run ./test-vm soak $(SOAK_FLAGS)
 
 fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
 	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
@@ -66,6 +80,9 @@ bench-build: ## build times and image size, as ratios to a plain rebuild in the 
 
 bench-boot: image ## boot times, as ratios to the same kernel with a bare Go init
 	@$(GO) run ./test-vm bench --board "$(BOARD)" --bin-dir "$(BIN_DIR)"
+
+bench-mptcp: host ## the MPTCP proxy beside HAProxy and plain routing, each figure beside what it must reach (as root)
+	@$(GO) run ./test-vm bench-mptcp --install $(BENCH_FLAGS)
 
 pins-update: ## move image/pins.toml to the suite's newest versions
 	@$(GO) run ./image pins update

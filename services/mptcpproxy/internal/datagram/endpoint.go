@@ -37,6 +37,44 @@ type Endpoint struct {
 	current  map[peerSide]*Session
 
 	unknown, forged, malformed atomic.Uint64
+
+	clock clock
+}
+
+// clock turns the kernel's stamps, which are of the wall clock, into the time
+// of the endpoint. Of the differences between the two clocks the smallest
+// counts: one that was taken while this thread had to wait between reading one
+// and the other is too large.
+type clock struct {
+	mu        sync.Mutex
+	cur, prev time.Duration
+	until     time.Duration
+}
+
+// note takes a reading of both clocks.
+func (c *clock) note(now time.Duration, t time.Time) {
+	d := now - time.Duration(t.UnixNano())
+	c.mu.Lock()
+	switch {
+	case c.until == 0:
+		c.cur, c.prev, c.until = d, d, now+time.Second
+	case now >= c.until: // follow a clock that was set back within two seconds
+		c.prev, c.cur, c.until = c.cur, d, now+time.Second
+	default:
+		c.cur = min(c.cur, d)
+	}
+	c.mu.Unlock()
+}
+
+// arrival is the time of a stamp, now if it makes no sense.
+func (c *clock) arrival(now time.Duration, stamp time.Time) time.Duration {
+	c.mu.Lock()
+	at := time.Duration(stamp.UnixNano()) + min(c.cur, c.prev)
+	c.mu.Unlock()
+	if at > now || now-at > time.Second {
+		return now
+	}
+	return at
 }
 
 type peerSide struct {
@@ -239,8 +277,9 @@ func (e *Endpoint) serve(c *conn) {
 
 // handleBatch authenticates what was read and hands it to the sessions.
 func (e *Endpoint) handleBatch(c *conn, r *mmsg.Reader, n int, batch []datagram) []datagram {
-	now := e.now()
-	wall := time.Now()
+	t := time.Now()
+	now := t.Sub(e.epoch)
+	e.clock.note(now, t)
 	table := *e.sessions.Load()
 	var s *Session
 	var non [12]byte
@@ -248,11 +287,7 @@ func (e *Endpoint) handleBatch(c *conn, r *mmsg.Reader, n int, batch []datagram)
 		m := r.Message(i)
 		arrival := now
 		if !m.Stamp.IsZero() {
-			// The kernel's stamp leaves out how late we were woken. A step of the
-			// wall clock in between must not turn into a delay.
-			if late := wall.Sub(m.Stamp); late > 0 && late < time.Second {
-				arrival = now - late
-			}
+			arrival = e.clock.arrival(now, m.Stamp)
 		}
 		from, local := m.From, m.Local
 		if c.remote.IsValid() {

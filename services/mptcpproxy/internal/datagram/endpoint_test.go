@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -139,8 +140,11 @@ func TestPayloadsOfAnySizeCrossBothWays(t *testing.T) {
 					}
 				}
 				p.wait(t, "payloads from "+side, func() bool { return len(p.got[to]) >= len(sizes) })
+				p.mu.Lock()
+				got := slices.Clone(p.got[to])
+				p.mu.Unlock()
 				for i, n := range sizes {
-					b := p.got[to][i]
+					b := got[i]
 					if len(b) != n {
 						t.Fatalf("payload %d from %s has %d bytes, want %d", i, side, len(b), n)
 					}
@@ -178,6 +182,7 @@ func TestForgedAndForeignPacketsAreCounted(t *testing.T) {
 		}
 	}
 	// A payload that comes after them on the same path shows that they were seen.
+	n := 0
 	for end := time.Now().Add(patience); ; {
 		if st := p.far.Stats(); st.Forged == 1 && st.Unknown == 1 && st.Malformed == 1 {
 			break
@@ -188,8 +193,8 @@ func TestForgedAndForeignPacketsAreCounted(t *testing.T) {
 		if err := p.ns.Send(1, ClassUDP, []byte("x")); err != nil {
 			t.Fatal(err)
 		}
-		n := len(p.got)
-		p.wait(t, "a payload", func() bool { return len(p.got["far"]) > n })
+		n++
+		p.wait(t, "a payload", func() bool { return len(p.got["far"]) >= n })
 	}
 	if n := len(p.fs.Stats().Paths); n != 1 {
 		t.Errorf("the far end knows %d paths, want 1", n)

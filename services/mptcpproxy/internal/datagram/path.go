@@ -127,9 +127,12 @@ type path struct {
 	deliv     float64       // bytes/s of late
 	full      float64       // the same while the rate was made use of, 0 = unknown
 	fullFrom  time.Duration // since when it is made use of, 0 = it is not
-	capacity  float64       // bytes/s measured while a queue stood
-	best      float64       // largest capacity of late
-	other     float64       // bytes/s of others on this path, as told
+	grown     time.Duration // by which the queue became longer in that time
+	grownIn   time.Duration
+	dipped    float64 // rate before a dip, 0 = there was none
+	capacity  float64 // bytes/s measured while a queue stood
+	best      float64 // largest capacity of late
+	other     float64 // bytes/s of others on this path, as told
 	next      time.Duration
 	used      float64 // bytes/s sent of late
 	usedAt    time.Duration
@@ -266,6 +269,8 @@ func (p *path) measure(a ack) {
 		}
 		if dt >= rateWindow/4 && p.fullFrom != 0 && int32(from.sent-micros(p.fullFrom)) >= 0 {
 			p.full = r
+			p.grown = dt - time.Duration(s.sent-from.sent)*time.Microsecond
+			p.grownIn = dt
 		}
 		if dt >= rateWindow || begin {
 			break
@@ -305,11 +310,11 @@ func (p *path) countLoss(now time.Duration, a ack) {
 }
 
 // control sets the rate. Below the target the rate grows while it is what
-// holds packets back, or nearly; above, it is the measured delivery rate less
-// what drains the queue within drainTime. Whatever others do to the queue, the
-// rate does not fall below a share of the capacity that the path has shown,
-// and a queue that stays although ours must have drained is taken as part of
-// the path.
+// holds packets back, or nearly. Above, and growing, it becomes the measured
+// delivery rate less what drains the queue within drainTime. A queue that stays
+// although we do not add to it, and that does not go when we dip, is that of
+// others: of TCP between the gateways if we are told of its rate, and then both
+// get half; else we vie for our share.
 func (p *path) control(now time.Duration) {
 	p.meter(now)
 	hungry := p.busy || p.used > 0.7*p.rate
@@ -317,7 +322,10 @@ func (p *path) control(now time.Duration) {
 	p.controlAt = now
 	p.busy = false
 	if p.queue <= targetQueue {
-		p.congSet, p.vying = false, false
+		if p.dipped > 0 {
+			p.rate = max(p.rate, 0.98*p.capacity)
+		}
+		p.congSet, p.vying, p.dipped = false, false, 0
 		if !hungry {
 			return
 		}
@@ -330,9 +338,9 @@ func (p *path) control(now time.Duration) {
 		case p.rate < 0.98*p.capacity:
 			p.rate = 0.98 * p.capacity
 		case p.rate < 1.1*p.capacity:
-			p.rate *= 1 + 0.5*step // 10 % more take 200 ms
+			p.rate *= 1 + step // 10 % more take 100 ms
 		default:
-			p.rate *= 1 + 3*step
+			p.rate *= 1 + 4*step
 		}
 		p.rate = min(p.rate, highestRate)
 		return
@@ -342,6 +350,9 @@ func (p *path) control(now time.Duration) {
 		p.congSet, p.cong, p.congMin = true, now, p.queue
 	}
 	p.congMin = min(p.congMin, p.queue)
+	if now-p.cong < 2*ackDelay && p.queue < 3*targetQueue {
+		return // may be a hiccup of a busy machine
+	}
 	floor := max(floorShare*max(p.best, p.full+p.other), lowestRate)
 	told := p.other > p.full/10
 	held := now-max(p.cong, p.cutAt) > yieldAfter+2*p.srtt // for so long ours must have drained
@@ -349,7 +360,7 @@ func (p *path) control(now time.Duration) {
 	case p.vying && !told:
 		p.vie(now, dt, hungry)
 	case p.full == 0:
-	case p.used > 1.03*p.full:
+	case p.grown > max(500*time.Microsecond, p.grownIn/64) && p.dipped == 0:
 		// We send more than passes: what passes is what the path has for us.
 		p.started = true
 		if p.capacity == 0 {
@@ -366,12 +377,15 @@ func (p *path) control(now time.Duration) {
 		}
 		p.rate = rate
 	case held && told:
-		// The queue is that of TCP between the gateways, which is left its half.
 		if p.rate > floor {
 			p.rate = max(floor, p.rate*(1-0.3*dt.Seconds()))
 		}
+	case held && p.dipped == 0:
+		p.dipped, p.cutAt = p.rate, now
+		p.rate = max(min(p.rate, 0.8*p.full), lowestRate)
 	case held:
-		p.vying, p.testAt = true, now
+		p.rate = max(p.rate, min(p.dipped, p.full*1.3))
+		p.vying, p.testAt, p.dipped = true, now, 0
 	}
 	if p.fullFrom == 0 {
 		// Not our doing, as far as we can tell. A rate far above what we send

@@ -222,7 +222,8 @@ func (s *Session) receive(now time.Duration, c *conn, batch []datagram) {
 			s.learn(now, p, d.from, d.local)
 		}
 	}
-	s.wake(s.core.run(now))
+	// What is sent now carries this time: not that before a wait for the locks.
+	s.wake(s.core.run(s.e.now()))
 	out := s.takeOut()
 	s.unlock()
 	s.handOut(out)

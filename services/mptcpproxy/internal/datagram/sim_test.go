@@ -172,7 +172,8 @@ func (e *simEnd) emit(p *path, k packet) {
 
 func (e *simEnd) arrive(id uint8, b []byte) {
 	if e.s.now < e.paused {
-		e.backlog = append(e.backlog, func() { e.arriveAt(id, b, e.s.now) })
+		at := e.s.now // the kernel stamps what waits in the socket
+		e.backlog = append(e.backlog, func() { e.arriveAt(id, b, at) })
 		return
 	}
 	e.arriveAt(id, b, e.s.now)

@@ -271,6 +271,9 @@ func sinkAnswers(t testing.TB, b *bed.Bed) {
 	for _, ns := range []string{"sink", "gw"} {
 		b.Run(ns, "sh", "-c", "echo 0 >/proc/sys/net/ipv4/icmp_ratelimit; echo 0 >/proc/sys/net/ipv6/icmp/ratelimit")
 	}
+	// What others may have set, and makes it harder: strict source checks, marks that
+	// count in them and that connections inherit.
+	b.Run("gw", "sh", "-c", "cd /proc/sys/net/ipv4; echo 1 >conf/all/rp_filter; echo 1 >conf/lan0/rp_filter; echo 1 >conf/far0/rp_filter; echo 1 >conf/all/src_valid_mark; echo 1 >tcp_fwmark_accept")
 	// A neighbour that does not exist is found out in less time than by default.
 	b.Run("gw", "sh", "-c", "for f in 4 6; do echo 1 >/proc/sys/net/ipv$f/neigh/far0/mcast_solicit; echo 200 >/proc/sys/net/ipv$f/neigh/far0/retrans_time_ms; done")
 	for _, r := range []string{

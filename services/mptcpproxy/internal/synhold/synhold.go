@@ -36,7 +36,8 @@ type Options struct {
 	// client has given up before the result, or has not taken an opened connection
 	// in time.
 	Open func(src, dst netip.AddrPort, result func(error)) (cancel func())
-	// Known is told of destinations that connected (true) or did not; may be nil.
+	// Known is told of destinations that connected (good is true: what is held is
+	// not in the set, so that there is nothing to take out of it); may be nil.
 	Known func(dst netip.AddrPort, good bool)
 	// FailClosed: what cannot be held (table full, no peer) is dropped or rejected;
 	// else it is routed.
@@ -371,7 +372,9 @@ func (h *Hold) result(f *flow, err error) {
 		h.opened.Add(1)
 		h.put(h.inject, f.syn)
 		h.mu.Unlock()
-		h.known(f.dst, true)
+		if h.o.Known != nil {
+			h.o.Known(f.dst, true)
+		}
 		return
 	}
 	var ce *transparent.ConnectError
@@ -408,9 +411,6 @@ func (h *Hold) result(f *flow, err error) {
 		h.o.Log.Debug("flow rejected: the far side cannot be asked", "src", f.src, "dst", f.dst, "err", err)
 		h.without(f.syn, true)
 	}
-	if k != trouble {
-		h.known(f.dst, false)
-	}
 }
 
 // without handles a SYN that cannot be held, by the fail mode.
@@ -431,12 +431,6 @@ func (h *Hold) without(s segment, answer bool) {
 		} else {
 			h.sendICMP(s, netip.Addr{}, icmp6Unreachable, icmp6NoRoute)
 		}
-	}
-}
-
-func (h *Hold) known(dst netip.AddrPort, good bool) {
-	if h.o.Known != nil {
-		h.o.Known(dst, good)
 	}
 }
 

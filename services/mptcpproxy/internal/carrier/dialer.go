@@ -35,6 +35,8 @@ const (
 	freshFor     = 100 * time.Millisecond
 	maxIdleAge   = time.Hour // older idle trunks are replaced one by one
 	poolInterval = time.Second
+	// restBeforeEnd is how long a trunk has been idle before it is retired.
+	restBeforeEnd = 5 * time.Second
 )
 
 // DialerOptions sets a Dialer up.
@@ -175,7 +177,7 @@ func (d *Dialer) Update(peers []Peer) error {
 		if old.stop != nil {
 			old.stop()
 		}
-		d.trunks.retire(func(t *trunk) bool { return t.conn.Peer == name && !t.busy })
+		d.trunks.retireIdle(func(t *trunk) bool { return t.conn.Peer == name })
 	}
 	d.peers = next
 	if d.ctx != nil {
@@ -232,8 +234,9 @@ func wake(c chan struct{}) {
 	}
 }
 
-// SetBusy says whether a trunk carries a flow (stream.Options.TrunkBusy); only
-// those that carry none are retired when the pool shrinks or they age.
+// SetBusy says whether a trunk carries a flow (stream.Options.TrunkBusy); those
+// that carry none are retired when the pool shrinks or they age. As long as it
+// is never called, none is.
 func (d *Dialer) SetBusy(t stream.Trunk, busy bool) { d.trunks.setBusy(t.ID, busy) }
 
 // TrunkClosed says that the engine closes a trunk (stream.Options.TrunkClosed).
@@ -269,7 +272,7 @@ func (d *Dialer) Kick(peer string) {
 // PathDown replaces the idle trunks that are plain TCP and start at an address
 // whose path has failed: unlike MPTCP they cannot go another way.
 func (d *Dialer) PathDown(local netip.Addr) {
-	d.trunks.retire(func(t *trunk) bool { return !t.busy && t.conn.Fallback && t.conn.Local.Addr() == local })
+	d.trunks.retireIdle(func(t *trunk) bool { return t.conn.Fallback && t.conn.Local.Addr() == local })
 }
 
 // keepPool keeps trunks of one peer ready.
@@ -305,7 +308,7 @@ func (d *Dialer) trim(peer string, excess int, now time.Time) {
 	var oldest []time.Time
 	d.trunks.mu.Lock()
 	for _, t := range d.trunks.byID {
-		if t.conn.Peer == peer && !t.busy {
+		if t.conn.Peer == peer && t.idleFor(restBeforeEnd, now) {
 			oldest = append(oldest, t.since)
 		}
 	}
@@ -322,8 +325,8 @@ func (d *Dialer) trim(peer string, excess int, now time.Time) {
 		return
 	}
 	limit := oldest[min(left, len(oldest))-1]
-	d.trunks.retire(func(t *trunk) bool {
-		if left == 0 || t.busy || t.conn.Peer != peer || t.since.After(limit) {
+	d.trunks.retireIdle(func(t *trunk) bool {
+		if left == 0 || t.conn.Peer != peer || t.since.After(limit) {
 			return false
 		}
 		left--

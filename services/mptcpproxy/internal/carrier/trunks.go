@@ -21,6 +21,13 @@ type trunk struct {
 	conn  Conn
 	since time.Time
 	busy  bool
+	freed time.Time // when it last became idle
+}
+
+// idleFor says that no flow has used the trunk for d. A shorter time would
+// often hit trunks that are just being taken.
+func (t *trunk) idleFor(d time.Duration, now time.Time) bool {
+	return !t.busy && now.Sub(t.freed) >= d
 }
 
 // trunks is the register of what was handed to the engine. A descriptor in it
@@ -29,6 +36,7 @@ type trunks struct {
 	mu   sync.Mutex
 	byID map[uint64]*trunk
 	raw  map[int]Conn
+	told bool // setBusy is called: what is not busy, is idle
 }
 
 // add hands an authenticated connection over. It owns raw in any case.
@@ -49,7 +57,8 @@ func (r *trunks) add(e Engine, onConn, onClose func(Conn), c *tls.Conn, raw *net
 	if r.byID == nil {
 		r.byID = make(map[uint64]*trunk)
 	}
-	r.byID[t.ID] = &trunk{conn: conn, since: time.Now()}
+	now := time.Now()
+	r.byID[t.ID] = &trunk{conn: conn, since: now, freed: now}
 	r.mu.Unlock()
 	if onConn != nil {
 		onConn(conn)
@@ -73,8 +82,12 @@ func (r *trunks) closed(id uint64) (Conn, bool) {
 func (r *trunks) setBusy(id uint64, busy bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.told = true
 	if t := r.byID[id]; t != nil {
 		t.busy = busy
+		if !busy {
+			t.freed = time.Now()
+		}
 	}
 }
 
@@ -96,16 +109,25 @@ func (r *trunks) count(peer string, since time.Time) (n, fresh int) {
 
 // retire shuts the trunks down that which chooses; the engine then closes them
 // and moves an OPEN that was under way to another one.
-func (r *trunks) retire(which func(t *trunk) bool) (n int) {
+func (r *trunks) retire(which func(t *trunk) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, t := range r.byID {
 		if which(t) {
 			_ = unix.Shutdown(t.conn.FD, unix.SHUT_RDWR)
-			n++
 		}
 	}
-	return n
+}
+
+// retireIdle does so with idle ones, as far as they are known.
+func (r *trunks) retireIdle(which func(t *trunk) bool) {
+	r.mu.Lock()
+	told := r.told
+	r.mu.Unlock()
+	if told {
+		now := time.Now()
+		r.retire(func(t *trunk) bool { return t.idleFor(restBeforeEnd, now) && which(t) })
+	}
 }
 
 func (r *trunks) addRaw(c Conn) {

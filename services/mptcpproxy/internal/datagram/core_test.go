@@ -111,8 +111,9 @@ func TestLossOfOnePathCostsOnlyWhatItLoses(t *testing.T) {
 	if j.p99 > 30*ms {
 		t.Errorf("p99 %v: gaps are waited for too long", j.p99)
 	}
-	if l := s.ends[0].c.paths[1].loss; l < 0.005 || l > 0.05 {
-		t.Errorf("loss of path b is estimated at %.4f, want about 0.02", l)
+	p := s.ends[0].c.paths[1]
+	if l := float64(p.lost) / float64(p.txPackets); l < 0.015 || l > 0.025 {
+		t.Errorf("%.4f of path b counted as lost, want about 0.02", l)
 	}
 }
 

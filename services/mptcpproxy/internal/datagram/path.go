@@ -22,6 +22,7 @@ const (
 	baseWindow   = 15 * time.Second      // the smallest delay is kept for one to two of these
 	yieldAfter   = 200 * time.Millisecond
 	shiftAfter   = 30 * time.Second
+	hungerTime   = 100 * time.Millisecond // of keeping packets back, before a rate that was enough is doubted
 	testEvery    = 10 * time.Second
 	floorShare   = 0.5 // of the path's capacity, which other traffic cannot take from us
 	nearlyEqual  = 2 * time.Millisecond
@@ -129,10 +130,11 @@ type path struct {
 	fullFrom  time.Duration // since when it is made use of, 0 = it is not
 	grown     time.Duration // by which the queue became longer in that time
 	grownIn   time.Duration
-	dipped    float64 // rate before a dip, 0 = there was none
-	capacity  float64 // bytes/s measured while a queue stood
-	best      float64 // largest capacity of late
-	other     float64 // bytes/s of others on this path, as told
+	calm      time.Duration // when the rate was last more than needed
+	dipped    float64       // rate before a dip, 0 = there was none
+	capacity  float64       // bytes/s measured while a queue stood
+	best      float64       // largest capacity of late
+	other     float64       // bytes/s of others on this path, as told
 	next      time.Duration
 	used      float64 // bytes/s sent of late
 	usedAt    time.Duration
@@ -317,7 +319,7 @@ func (p *path) countLoss(now time.Duration, a ack) {
 // get half; else we vie for our share.
 func (p *path) control(now time.Duration) {
 	p.meter(now)
-	hungry := p.busy || p.used > 0.7*p.rate
+	hungry := p.busy || p.used > 0.9*p.rate || !p.started && p.used > 0.7*p.rate
 	dt := min(now-p.controlAt, 50*time.Millisecond)
 	p.controlAt = now
 	p.busy = false
@@ -326,21 +328,25 @@ func (p *path) control(now time.Duration) {
 			p.rate = max(p.rate, 0.98*p.capacity)
 		}
 		p.congSet, p.vying, p.dipped = false, false, 0
-		if !hungry {
-			return
-		}
 		step := dt.Seconds()
 		switch {
+		case !hungry:
+			// What is not made use of is not trusted for long: a burst would
+			// meet the queue of the path at a rate that nothing has confirmed.
+			p.calm = now
+			if top := 1.1 * p.capacity; p.started && p.rate > top {
+				p.rate = max(top, p.rate*(1-step))
+			}
 		case !p.started:
 			// As slow start: twice the rate in each round.
 			round := max(p.srtt+2*ackDelay, 20*time.Millisecond).Seconds()
-			p.rate *= 1 + min(1, step/round)
+			p.rate = max(p.rate, min(p.rate*(1+min(1, step/round)), 2*p.used))
 		case p.rate < 0.98*p.capacity:
 			p.rate = 0.98 * p.capacity
 		case p.rate < 1.1*p.capacity:
 			p.rate *= 1 + step // 10 % more take 100 ms
-		default:
-			p.rate *= 1 + 4*step
+		case now-p.calm > hungerTime:
+			p.rate = max(p.rate, min(p.rate*(1+4*step), 1.5*p.used))
 		}
 		p.rate = min(p.rate, highestRate)
 		return

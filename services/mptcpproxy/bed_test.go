@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/init/unit"
+	"weft/services/internal/mptcpnl"
 	"weft/services/mptcpproxy/internal/status"
 )
 
@@ -236,6 +237,16 @@ func (b *bed) gateway(s *space, config string) *gateway {
 		}
 		if b.Failed() {
 			b.Logf("log of %s:\n%s", s.name, g.log.String())
+			_ = b.in(s, func() error {
+				m, err := mptcpnl.Counters()
+				for k, v := range m {
+					if v == 0 {
+						delete(m, k)
+					}
+				}
+				b.Logf("MPTCP counters of %s: %v %v", s.name, m, err)
+				return nil
+			})
 			if r, err := json.Marshal(g.last); err == nil {
 				b.Logf("last status of %s: %s", s.name, r)
 			}

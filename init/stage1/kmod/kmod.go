@@ -324,8 +324,11 @@ func nameIn(line string) string {
 }
 
 // isDevice tells the pattern of a bus ("pci:v00008086d…") from that of a
-// request ("fs-ext4", "crypto-crc32c").
-func isDevice(pattern string) bool { return strings.Contains(pattern, ":") }
+// request ("fs-ext4", "crypto-crc32c"). What only names a device node that the
+// module itself makes ("devname:net/tun") is no device to wait for.
+func isDevice(pattern string) bool {
+	return strings.Contains(pattern, ":") && !strings.HasPrefix(pattern, "devname:")
+}
 
 // Drivers returns the modules for the modaliases, in their order, each once.
 func (s *Set) Drivers(devices []string) []string {

@@ -25,6 +25,7 @@ kernel/drivers/block/virtio_blk.ko:
 kernel/drivers/ata/ahci.ko.xz:
 kernel/drivers/net/e1000.ko:
 kernel/drivers/net/virtio-net.ko:
+kernel/drivers/net/tun.ko:
 kernel/drivers/broken.ko:
 `,
 		"modules.builtin": "kernel/drivers/virtio/virtio_pci.ko\n",
@@ -36,6 +37,8 @@ alias virtio:d00000002v* virtio_blk
 alias virtio:d00000001v* virtio_net
 alias pci:v00008086d0000100Esv*sd*bc*sc*i* e1000
 alias pci:v*d*sv*sd*bc01sc06i01* ahci
+alias char-major-10-200 tun
+alias devname:net/tun tun
 `,
 		"modules.softdep": "# Soft dependencies extracted from modules themselves.\nsoftdep ext4 pre: crc32c absent post: e1000\n",
 	} {
@@ -92,9 +95,9 @@ func TestLoadAll(t *testing.T) {
 
 func TestNeeded(t *testing.T) {
 	s, _ := set(t)
-	list := []string{"squashfs", "ext4", "virtio_blk", "ahci", "e1000 debug=1"}
+	list := []string{"squashfs", "ext4", "virtio_blk", "ahci", "tun", "e1000 debug=1"}
 	devices := []string{"acpi:PNP0A03:", "pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00", "virtio:d00000002v00001AF4"}
-	if got, want := s.Needed(list, devices), []string{"squashfs", "ext4", "virtio_blk", "e1000 debug=1"}; !reflect.DeepEqual(got, want) {
+	if got, want := s.Needed(list, devices), []string{"squashfs", "ext4", "virtio_blk", "tun", "e1000 debug=1"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	// A library comes with what needs it, unless it has parameters.

@@ -155,13 +155,13 @@ func (m *cli) status(ctx context.Context) error {
 	fmt.Fprintf(w, "flows    %d open (%d idle without a trunk), %d opened, %d failed, %d reset, %d refused\n",
 		r.Flows.Open, r.Flows.Parked, r.Flows.Opened, r.Flows.Failed, r.Flows.Reset, r.Flows.Refused+r.Flows.Limited)
 	fmt.Fprintf(w, "rate     %s to peers, %s from peers; %s and %s in all\n",
-		bits(r.Traffic.ToPeerRate), bits(r.Traffic.FromPeerRate), bytes(r.Traffic.ToPeer), bytes(r.Traffic.FromPeer))
+		bits(r.Traffic.ToPeerRate), bits(r.Traffic.FromPeerRate), volume(r.Traffic.ToPeer), volume(r.Traffic.FromPeer))
 	fmt.Fprintf(w, "trunks   %d open, %d idle, %d reused, %d lost, %d fell back to TCP\n", r.Trunks.Open, r.Trunks.Idle, r.Trunks.Reused, r.Trunks.Lost, r.Fallbacks)
 	fmt.Fprintf(w, "udp      %d flows, %d packets up, %d down, %d dropped\n", r.UDP.Flows, r.UDP.Up, r.UDP.Down, r.UDP.Dropped)
 	if r.Tunnel.Device != "" {
 		fmt.Fprintf(w, "others   %d packets sent, %d received through %s\n", r.Tunnel.Sent, r.Tunnel.Received, r.Tunnel.Device)
 	}
-	fmt.Fprintf(w, "memory   %s, of it %s held back for slow readers\n\n", bytes(r.Memory.Heap), bytes(r.Traffic.Buffered))
+	fmt.Fprintf(w, "memory   %s, of it %s held back for slow readers\n\n", volume(r.Memory.Heap), volume(r.Traffic.Buffered))
 	if err := peerTable(w, r.Peers); err != nil {
 		return err
 	}
@@ -206,11 +206,11 @@ func pathTable(w io.Writer, list []path) error {
 		}
 		quota := "-"
 		if p.Quota > 0 {
-			quota = bytes(p.Used) + "/" + bytes(p.Quota)
+			quota = volume(p.Used) + "/" + volume(p.Quota)
 		}
 		rows = append(rows, []string{
 			p.Name, p.Device, p.Mode, state, fmt.Sprint(p.Subflows), millis(p.RTT) + "/" + millis(p.MinRTT),
-			bits(p.SentRate), bits(p.RecvRate), bytes(p.Sent), bytes(p.Received), bytes(p.Retrans), quota, p.Reason,
+			bits(p.SentRate), bits(p.RecvRate), volume(p.Sent), volume(p.Received), volume(p.Retrans), quota, p.Reason,
 		})
 	}
 	return table(w, "PATH|DEVICE|MODE|STATE|SUBFLOWS|RTT/MIN ms|OUT|IN|SENT|RECEIVED|RESENT|QUOTA|", rows)
@@ -281,7 +281,7 @@ func (m *cli) flows(ctx context.Context, count int) error {
 		if !f.Near {
 			arrow = "<-"
 		}
-		rows = append(rows, []string{f.Src, f.Dst, arrow + " " + f.Peer, f.State, span(f.Age), bytes(f.ToPeer), bytes(f.FromPeer)})
+		rows = append(rows, []string{f.Src, f.Dst, arrow + " " + f.Peer, f.State, span(f.Age), volume(f.ToPeer), volume(f.FromPeer)})
 	}
 	if err := table(m.Stdout, "CLIENT|SINK|PEER|STATE|AGE|TO PEER|FROM PEER", rows); err != nil {
 		return err
@@ -295,7 +295,7 @@ func (m *cli) flows(ctx context.Context, count int) error {
 // bits writes a rate with three digits or so.
 func bits(n uint64) string { return scaled(float64(n), 1000, "bit/s") }
 
-func bytes(n uint64) string { return scaled(float64(n), 1000, "B") }
+func volume(n uint64) string { return scaled(float64(n), 1000, "B") }
 
 func scaled(v, step float64, unit string) string {
 	for _, prefix := range []string{"", "k", "M", "G"} {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -58,6 +59,8 @@ type Manager struct {
 	lastSave time.Time
 	lastPoll time.Time
 	scratch  []mptcpnl.SubflowInfo
+	lowat    int    // bytes, see lowat.go
+	slowest  uint64 // bytes/s, of subflows with data waiting, since lowat was set
 }
 
 // path is the live one of a Wanted.
@@ -193,6 +196,10 @@ func New(o Options) (m *Manager, err error) {
 	}
 	if err = set("path_manager", mptcpnl.UserspacePM, mptcpnl.SetPathManager); err != nil {
 		return nil, fmt.Errorf("%w (needed to create and destroy subflows)", err)
+	}
+	m.lowat = lowatIdle
+	if err := set(lowatName, strconv.Itoa(m.lowat), setLowat); err != nil {
+		m.log.Warn("stalls may be longer", "error", err)
 	}
 	if err = save(o.StateDir, m.state); err != nil {
 		return nil, err
@@ -524,9 +531,12 @@ func (m *Manager) close() {
 	}
 	for name, v := range m.state.Sysctl {
 		var err error
-		if name == "path_manager" {
+		switch name {
+		case "path_manager":
 			_, err = mptcpnl.SetPathManager(v)
-		} else {
+		case lowatName:
+			_, err = setLowat(v)
+		default:
 			_, err = mptcpnl.SetSysctl(name, v)
 		}
 		if err != nil {

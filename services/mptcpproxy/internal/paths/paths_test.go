@@ -499,6 +499,14 @@ func TestPeriod(t *testing.T) {
 	}
 }
 
+func TestLowat(t *testing.T) {
+	for rate, want := range map[uint64]int{1: lowatMin, 1.25e6: 25000, 12.5e6: 250000, 5e9: lowatMax} {
+		if got := lowatFor(rate); got != want {
+			t.Errorf("at %d bytes/s: %d, want %d", rate, got, want)
+		}
+	}
+}
+
 func TestAccount(t *testing.T) {
 	p := &path{ifindex: 2}
 	at := func(rx, tx uint64) *netlink.LinkStatistics {
@@ -537,6 +545,7 @@ func TestCleanUp(t *testing.T) {
 		_, err := mptcpnl.SetSysctl("blackhole_timeout", "1234")
 		return err
 	})
+	lowat := b.run(b.near, "cat", lowatFile)
 	before := state()
 	var killed *Manager
 	b.in(b.near, func() (err error) { killed, err = New(o); return err }) // never run, never closed
@@ -554,6 +563,9 @@ func TestCleanUp(t *testing.T) {
 	stop()
 	if s := state(); s != before {
 		t.Errorf("left behind:\n%s\nwant\n%s", s, before)
+	}
+	if s := b.run(b.near, "cat", lowatFile); s != lowat {
+		t.Errorf("tcp_notsent_lowat is %s, want %s as before", s, lowat)
 	}
 	b.in(b.near, func() error {
 		if v, err := mptcpnl.Sysctl("blackhole_timeout"); v != "1234" {

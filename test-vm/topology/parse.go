@@ -99,13 +99,13 @@ func (p *parser) line(key string) int {
 		if l, ok := p.lines[key]; ok {
 			return l
 		}
-		i := strings.LastIndexByte(key, '.')
+		i := strings.LastIndexAny(key, ".[")
 		if i < 0 {
 			break
 		}
 		key = key[:i]
 	}
-	return p.lines[key]
+	return 0
 }
 
 var (

@@ -20,7 +20,7 @@ import (
 // Options sets an engine up. The zero value of a number takes the default
 // named beside it.
 type Options struct {
-	// Loops is the number of epoll loops, each on a thread of its own
+	// Loops is the number of epoll loops, each a goroutine
 	// (default: the number of CPUs, at most 4).
 	Loops int
 	// FlowBuffer bounds what is held back for one direction of one flow, in
@@ -215,13 +215,15 @@ func (e *Engine) Run(ctx context.Context) error {
 			return fmt.Errorf("starting a loop: %w", err)
 		}
 	}
+	// A loop that works without a pause keeps a processor of the Go scheduler
+	// for up to 10 ms; the probes and timers of others must not wait for it.
+	if n := runtime.NumCPU() + len(e.loops); runtime.GOMAXPROCS(0) < n {
+		runtime.GOMAXPROCS(n)
+	}
 	failed := make(chan error, len(e.loops))
 	for _, l := range e.loops {
 		go func() {
-			runtime.LockOSThread()
 			failed <- l.run()
-			// The thread has had no settings changed: it may serve others.
-			runtime.UnlockOSThread()
 		}()
 	}
 	var first error

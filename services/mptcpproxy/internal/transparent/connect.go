@@ -44,6 +44,11 @@ func (e *ConnectError) Error() string {
 // Unwrap gives the errno, so that errors.Is(err, unix.ECONNREFUSED) works.
 func (e *ConnectError) Unwrap() error { return e.Errno }
 
+// ErrLocal says that the destination is an address of this machine. Its own
+// services answer a foreign address by the routes, not to a socket here, so such
+// a connection cannot be made; the client has to come by the routes as well.
+var ErrLocal = errors.New("the destination is an address of this gateway, which has to be reached without the proxy")
+
 // Connect starts a TCP connection from src to dst, where src need not be an
 // address of this machine, and returns before its outcome is known: when fd has
 // become writable (or in error), Finish tells it. The socket is of ordinary
@@ -54,7 +59,7 @@ func (e *ConnectError) Unwrap() error { return e.Errno }
 // intercept.MarkConnect, so that errors which this machine's own IP layer finds
 // (no neighbour answers) reach the socket. What is known at once, such as no
 // route, comes back as *ConnectError; any other error is this machine's trouble
-// (no file descriptors, no privilege, all ports taken).
+// (ErrLocal, no file descriptors, no privilege, all ports taken).
 func Connect(src, dst netip.AddrPort, mark int) (fd int, err error) {
 	return connect(src, dst, mark, 0)
 }
@@ -70,6 +75,9 @@ func connect(src, dst netip.AddrPort, mark, proto int) (int, error) {
 	src, dst = plain(src), plain(dst)
 	if !dst.IsValid() || !src.IsValid() || src.Addr().Is4() != dst.Addr().Is4() {
 		return -1, fmt.Errorf("connecting from %v to %v: expected two addresses of the same family", src, dst)
+	}
+	if LocalAddr(dst.Addr()) == dst.Addr() {
+		return -1, fmt.Errorf("connecting from %v to %v: %w", src, dst, ErrLocal)
 	}
 	fd, err := attempt(src, dst, mark, proto)
 	if src.Port() != 0 && (errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL)) {

@@ -24,17 +24,11 @@ func wait(t *testing.T, fd int, events int16) {
 // TestPort keeps the client's port where it is free, and takes another where not.
 func TestPort(t *testing.T) {
 	b := bed.New(t)
-	for _, c := range []struct{ src, dst, occupied string }{
-		{"192.168.9.9:40000", "192.168.2.1:80", "192.168.9.9:40001"},
-		{"[fd09::9]:40000", "[fd02::1]:80", "[fd09::9]:40001"},
+	for _, c := range []struct{ src, dst, own, occupied string }{
+		{"192.168.9.9:40000", "192.168.2.2:80", "192.168.2.1:80", "192.168.9.9:40001"},
+		{"[fd09::9]:40000", "[fd02::2]:80", "[fd02::1]:80", "[fd09::9]:40001"},
 	} {
 		src, dst, occupied := netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst), netip.MustParseAddrPort(c.occupied)
-		var l net.Listener
-		err := b.In("gw", func() (err error) { l, err = net.Listen("tcp", dst.String()); return })
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
 		var first, second, none, busy int
 		local := func(fd int) netip.AddrPort {
 			sa, err := unix.Getsockname(fd)
@@ -43,7 +37,10 @@ func TestPort(t *testing.T) {
 			}
 			return AddrPort(sa)
 		}
-		err = b.In("gw", func() (err error) {
+		err := b.In("gw", func() (err error) {
+			if _, err := Connect(src, netip.MustParseAddrPort(c.own), 0); !errors.Is(err, ErrLocal) {
+				t.Errorf("%s: the gateway itself: %v, expected %v", c.own, err, ErrLocal)
+			}
 			if first, err = Connect(src, dst, 0x02000000); err != nil {
 				return err
 			}

@@ -140,6 +140,9 @@ func newCore(ctx context.Context, log *slog.Logger, stateDir string, events *sta
 		return nil, err
 	}
 	c.interception.Store(icept)
+	// It finds the sysctl for short bursts set: what interception sets is put
+	// back even after a kill.
+	c.run(&c.backWork, c.back, "governor", c.governor.Run)
 	c.frontWork.Go(func() { c.control(c.front) })
 	return c, nil
 }
@@ -155,7 +158,6 @@ func (c *core) makeBack(cfg *settings.Config) (err error) {
 	if c.governor, err = govern.New(govern.Options{Congestion: cfg.Congestion, NotSentLowat: cfg.NotsentLowat, Log: c.log}); err != nil {
 		return err
 	}
-	c.run(&c.backWork, c.back, "governor", c.governor.Run)
 	if c.engine, err = stream.New(stream.Options{
 		FlowBuffer: cfg.FlowBuffer, MemoryMax: cfg.MemoryMax, ParkIdle: cfg.ParkIdle, NotSentLowat: cfg.NotsentLowat,
 		MaxFlows: cfg.MaxFlows, Log: c.log,

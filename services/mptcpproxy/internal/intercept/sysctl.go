@@ -46,6 +46,9 @@ func wantedSysctls(o Options) []want {
 		// A client may use its port again within the minute that our connection to
 		// the sink stays in TIME_WAIT; timestamps make that safe (RFC 6191).
 		want{name: "ipv4/tcp_tw_reuse", value: "1"},
+		// Package govern needs short bursts; it is set here so that a kill leaves
+		// no trace of it. Linux before 5.18 does not have it.
+		want{name: "ipv4/tcp_tso_rtt_log", value: "0"},
 	)
 	if o.TunnelDevice != "" {
 		// Loose: the route to those behind the tunnel is another device.

@@ -47,19 +47,22 @@ func newSpaceNode(b *Bed, n *topology.Node) (*spaceNode, error) {
 			return nil, fmt.Errorf("node %s: %w", n.Name, err)
 		}
 	}
-	s.space, err = netns.New(n.Name)
-	return s, err
+	if s.space, err = netns.New(n.Name); err != nil {
+		return nil, err
+	}
+	// Before there are devices, which take these over: no second is lost on looking for duplicate addresses.
+	for _, name := range []string{"accept_ra", "accept_dad"} {
+		if err := s.space.Sysctl("net.ipv6.conf.default."+name, "0"); err != nil {
+			return nil, errors.Join(err, s.space.Close())
+		}
+	}
+	return s, nil
 }
 
 const congestion = "net.ipv4.tcp_congestion_control"
 
 // boot sets addresses, routes and shaping, and starts the node's services and programs.
 func (s *spaceNode) boot(ctx context.Context) error {
-	for _, kv := range [][2]string{{"net.ipv6.conf.default.accept_ra", "0"}, {"net.ipv6.conf.default.accept_dad", "0"}} {
-		if err := s.space.Sysctl(kv[0], kv[1]); err != nil {
-			return err
-		}
-	}
 	for _, kv := range sysctls(s.n) {
 		if err := s.space.Sysctl(kv[0], kv[1]); err != nil {
 			return err

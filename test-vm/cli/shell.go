@@ -102,7 +102,7 @@ func serveShell(c net.Conn, b *bed.Bed) {
 }
 
 func (p *program) shellCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "shell NODE [COMMAND...]",
 		Short: "Get a shell on a node of the network that run --hold keeps",
 		Long: `Get a shell on a node of the network that run --hold keeps. In a namespace it is this machine's shell there, or the
@@ -116,6 +116,8 @@ command given; in a guest its serial console, which Ctrl-A X leaves.`,
 		},
 		RunE: func(c *cobra.Command, args []string) error { return p.shell(c.Context(), args[0], args[1:]) },
 	}
+	c.Flags().SetInterspersed(false) // the command has flags of its own
+	return c
 }
 
 func (p *program) shell(ctx context.Context, node string, command []string) error {

@@ -2,12 +2,15 @@ package mptcpproxy
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -22,6 +25,7 @@ import (
 const nearConfig = `
 config mptcpproxy 'main'
 	option enabled '1'
+	option park_idle '1'
 	list lan 'lan'
 	list protocol '253'
 config peer 'exit'
@@ -37,6 +41,7 @@ config path 'p2'
 const farConfig = `
 config mptcpproxy 'main'
 	option enabled '1'
+	option park_idle '1'
 	list protocol '253'
 config accept 'home'
 	option key '` + testKey + `'
@@ -215,6 +220,20 @@ func TestPair(t *testing.T) {
 			b.Error("the packet did not go through the tunnel")
 		}
 	})
+	part("parking", func(b *bed) {
+		l := b.listen(b.sink, net.JoinHostPort(sinkAddr[0], "0"))
+		client, sink := b.pair(l)
+		for range 2 {
+			b.exchange(client, sink)
+			b.until("the idle flow is parked", func() bool { return near.report().Flows.Parked > 0 && far.report().Flows.Parked > 0 })
+			b.exchange(sink, client)
+			b.until("the idle flow is parked again", func() bool { return near.report().Flows.Parked > 0 && far.report().Flows.Parked > 0 })
+		}
+		client.CloseWrite()
+		if got, err := io.ReadAll(sink); err != nil || len(got) > 0 {
+			b.Errorf("end of a parked flow: %q, %v", got, err)
+		}
+	})
 	part("500 flows", func(b *bed) { manyFlows(b, 500) })
 	part("reload", func(b *bed) {
 		l := b.listen(b.sink, net.JoinHostPort(sinkAddr[0], "0"))
@@ -320,6 +339,96 @@ func TestPair(t *testing.T) {
 		b.sameSnapshot("near", nearBefore, b.snapshot(b.near))
 		b.sameSnapshot("far", farBefore, b.snapshot(b.far))
 	})
+}
+
+// TestCarriers runs the pair with other keys and other carriers.
+func TestCarriers(t *testing.T) {
+	const paths = "config path 'p1'\n\toption device 'p1'\nconfig path 'p2'\n\toption device 'p2'\n"
+	const near = "config mptcpproxy 'main'\n\toption enabled '1'\n\tlist lan 'lan'\n" + paths + "config peer 'exit'\n\tlist address '10.1.0.2'\n\tlist address '10.2.0.2'\n\tlist destination '192.168.2.0/24'\n"
+	const far = "config mptcpproxy 'main'\n\toption enabled '1'\n" + paths + "config accept 'home'\n\tlist allow_client '192.168.1.0/24'\n"
+	nearKey, nearPublic := keyPair(1)
+	farKey, farPublic := keyPair(2)
+	for _, tc := range []struct {
+		name, near, far string
+		holds           bool // a refusal reaches the client as such
+	}{
+		{"own keys, encrypted",
+			"\toption encrypt '1'\n\toption private_key '" + nearKey + "'\n\toption peer_key '" + farPublic + "'\n",
+			"\toption private_key '" + farKey + "'\n\toption peer_key '" + nearPublic + "'\n", true},
+		{"proxy2", "\toption carrier 'proxy2'\n", "\toption carrier 'proxy2'\n\tlist from '10.0.0.0/8'\n", false},
+		{"none", "\toption carrier 'none'\n", "\toption carrier 'none'\n\tlist from '192.168.1.0/24'\n", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBed(t)
+			nearBefore, farBefore := b.snapshot(b.near), b.snapshot(b.far)
+			fg, ng := b.gateway(b.far, far+tc.far), b.gateway(b.near, near+tc.near)
+			fg.start()
+			ng.start()
+			b.until("near takes traffic", func() bool { return !ng.report().Bypass })
+			l := b.listen(b.sink, net.JoinHostPort(sinkAddr[0], "0"))
+			for range 3 {
+				before := ng.report().Flows.Opened
+				client, sink := b.pair(l)
+				if got, want := addrPort(sink.RemoteAddr()), addrPort(client.LocalAddr()); got != want {
+					b.Errorf("the sink sees %s, the client is %s", got, want)
+				}
+				b.exchange(client, sink)
+				if after := ng.report().Flows.Opened; after == before {
+					b.Error("the flow did not go through the proxy")
+				}
+				client.CloseWrite()
+				if got, err := io.ReadAll(sink); err != nil || len(got) > 0 {
+					b.Errorf("half-close: %q, %v", got, err)
+				}
+				io.WriteString(sink, "answer")
+				sink.Close()
+				if got, err := io.ReadAll(client); err != nil || string(got) != "answer" {
+					b.Errorf("after the half-close: %q, %v", got, err)
+				}
+				client, sink = b.pair(l)
+				b.exchange(client, sink)
+				sink.SetLinger(0)
+				sink.Close()
+				if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					b.Errorf("reset by the sink: the client sees %v", err)
+				}
+			}
+			if tc.holds {
+				if _, err := b.dial(net.JoinHostPort(sinkAddr[0], "9"), patience); !errors.Is(err, syscall.ECONNREFUSED) {
+					b.Errorf("refusal: %v", err)
+				}
+			}
+			manyFlows(b, 50)
+			ng.signal(syscall.SIGTERM)
+			fg.signal(syscall.SIGTERM)
+			b.sameSnapshot("near", nearBefore, b.snapshot(b.near))
+			b.sameSnapshot("far", farBefore, b.snapshot(b.far))
+		})
+	}
+}
+
+// TestStrangers checks that who does not hold the key gets nothing.
+func TestStrangers(t *testing.T) {
+	b := newBed(t)
+	fg, ng := b.gateway(b.far, farConfig), b.gateway(b.near, strings.ReplaceAll(nearConfig, testKey, "another key of the same length !"))
+	fg.start()
+	ng.start()
+	b.until("the far gateway has refused", func() bool { return fg.report().Accept.Refused > 0 })
+	if r := ng.report(); !r.Bypass || len(r.Peers) != 1 || r.Peers[0].Up || r.Peers[0].LastError == "" {
+		b.Errorf("near says bypass %t, peers %+v", r.Bypass, r.Peers)
+	}
+	if r := fg.report(); r.Accept.Authenticated > 0 || r.Flows.Opened > 0 {
+		b.Errorf("far let somebody in: %+v", r.Accept)
+	}
+	ng.signal(syscall.SIGTERM)
+	fg.signal(syscall.SIGTERM)
+}
+
+// keyPair is a key pair made from a number.
+func keyPair(n byte) (private, public string) {
+	seed := bytes.Repeat([]byte{n}, ed25519.SeedSize)
+	key := ed25519.NewKeyFromSeed(seed)
+	return base64.StdEncoding.EncodeToString(seed), base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey))
 }
 
 // manyFlows sends random bytes both ways over many connections at once and

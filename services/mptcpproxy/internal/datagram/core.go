@@ -880,6 +880,14 @@ func (c *core) probeSize(now time.Duration, p *path) {
 	}
 	if p.mtuTry == 0 {
 		p.mtuTries = 0
+		if p.mtuHigh != 0 && p.mtuHigh-p.mtu <= mtuStep {
+			switch {
+			case p.mtuFound == 0:
+				p.mtuFound = now
+			case now-p.mtuFound > mtuAgain && c.active(now):
+				p.mtuFound, p.mtuHigh = 0, 0 // the path may have become better
+			}
+		}
 		switch {
 		case p.mtu >= p.mtuGoal || p.mtuHigh != 0 && p.mtuHigh-p.mtu <= mtuStep:
 			if !c.active(now) || p.mtu <= basePayload {

@@ -211,9 +211,6 @@ func (g *gateways) measure(b testing.TB, mbit float64, size int, d time.Duration
 			time.Sleep(time.Until(next))
 		}
 	}
-	tr := make(chan struct{})
-	go g.trace(tr)
-	defer close(tr)
 	var wg sync.WaitGroup
 	wg.Go(func() { load(&up, g.ns) })
 	wg.Go(func() { load(&down, g.fs) })

@@ -21,7 +21,6 @@ const (
 	rateWindow   = 40 * time.Millisecond // over which the delivery rate is measured
 	baseWindow   = 15 * time.Second      // the smallest delay is kept for one to two of these
 	yieldAfter   = 200 * time.Millisecond
-	shiftAfter   = 30 * time.Second
 	hungerTime   = 100 * time.Millisecond // of keeping packets back, before a rate that was enough is doubted
 	testEvery    = 10 * time.Second
 	floorShare   = 0.5 // of the path's capacity, which other traffic cannot take from us
@@ -61,10 +60,6 @@ func (m *minFilter) add(now time.Duration, v int32) {
 }
 
 func (m *minFilter) min() int32 { return min(m.cur, m.prev) }
-
-func (m *minFilter) set(now time.Duration, v int32) {
-	m.cur, m.prev, m.have, m.until = v, v, true, now+baseWindow
-}
 
 // path is the state of one path at one end. All times are since the start of
 // the endpoint.
@@ -121,7 +116,6 @@ type path struct {
 	rtts      minFilter // µs
 	base      minFilter // one-way delay to the peer, clocks included, µs
 	queue     time.Duration
-	peak      time.Duration // of queue, decaying
 	samples   [32]rateSample
 	nSamples  int
 	rate      float64       // bytes/s at which we send
@@ -147,7 +141,6 @@ type path struct {
 	testing   float64       // rate to go back to after the test, 0 = no test
 	congSet   bool
 	cong      time.Duration // since when a queue has stood
-	congMin   time.Duration // smallest in that time
 	cutAt     time.Duration // the rate was last cut
 	lossAt    time.Duration
 	lossSent  uint32
@@ -161,10 +154,10 @@ type path struct {
 	// MTU of the path, in UDP payload.
 	mtu       int // known to pass
 	mtuGoal   int // what the interface says
-	mtuLow    int
 	mtuHigh   int
 	mtuTry    int // being probed
 	mtuTries  int
+	mtuFound  time.Duration // when the last search ended
 	mtuNext   time.Duration
 	mtuHeader int // IP and UDP headers
 
@@ -242,7 +235,6 @@ func (p *path) onAck(now time.Duration, a ack) {
 	p.base.add(now, int32(a.minOWD))
 	q := time.Duration(int32(a.minOWD)-p.base.min()) * time.Microsecond
 	p.queue = q
-	p.peak = max(q, p.peak-p.peak/64)
 
 	p.measure(a)
 	p.countLoss(now, a)
@@ -353,9 +345,8 @@ func (p *path) control(now time.Duration) {
 	}
 
 	if !p.congSet {
-		p.congSet, p.cong, p.congMin = true, now, p.queue
+		p.congSet, p.cong = true, now
 	}
-	p.congMin = min(p.congMin, p.queue)
 	if now-p.cong < 2*ackDelay && p.queue < 3*targetQueue {
 		return // may be a hiccup of a busy machine
 	}
@@ -397,10 +388,6 @@ func (p *path) control(now time.Duration) {
 		// Not our doing, as far as we can tell. A rate far above what we send
 		// would keep us from telling.
 		p.rate = min(p.rate, max(1.5*p.used, floorShare*p.best, initialRate/2))
-	}
-	if now-p.cong > shiftAfter+2*p.srtt {
-		p.base.set(now, p.base.min()+int32(p.congMin/time.Microsecond))
-		p.congSet = false
 	}
 }
 

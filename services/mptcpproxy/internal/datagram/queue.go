@@ -16,8 +16,12 @@ const (
 	quantum       = 1514    // RFC 8290 section 5.2.3
 	queueBytes    = 4 << 20 // in all
 	// CoDel needs seconds to get hold of flows that do not slow down, which much
-	// of UDP is: what has waited for this long is dropped whatever the law says.
-	longestWait = 50 * time.Millisecond
+	// of UDP is. So where waits have been long for a while, what has waited for
+	// longWait is dropped whatever the law says. A burst, such as comes when this
+	// machine has stood still, has the while to be worked off.
+	longWait = 50 * time.Millisecond
+	longTime = 250 * time.Millisecond
+	tooLong  = 500 * time.Millisecond // no payload is of use after that
 )
 
 // item is one payload on its way out. buf holds room bytes for headers, then
@@ -48,6 +52,7 @@ type bucket struct {
 	count      int
 	lastCount  int
 	dropping   bool
+	longSince  time.Duration // waits were last clearly shorter
 }
 
 // bucketList is a first-in first-out list of buckets.
@@ -107,7 +112,7 @@ func (q *queue) add(it *item) {
 	b.bytes += it.n
 	q.bytes += it.n
 	if !b.listed {
-		b.listed, b.deficit = true, quantum
+		b.listed, b.deficit, b.longSince = true, quantum, it.at
 		q.fresh.push(b)
 	}
 	for q.bytes > queueBytes {
@@ -169,7 +174,10 @@ func (q *queue) consider(b *bucket, now time.Duration) (*item, bool) {
 	}
 	it := b.take()
 	q.bytes -= it.n
-	for now-it.at > longestWait && b.head != nil {
+	if now-it.at <= longWait/2 {
+		b.longSince = now
+	}
+	for b.head != nil && (now-it.at > tooLong || now-it.at > longWait && now-b.longSince > longTime) {
 		q.discard(it)
 		it = b.take()
 		q.bytes -= it.n
@@ -225,9 +233,6 @@ func (q *queue) take(now time.Duration) *item {
 		return it
 	}
 }
-
-// empty tells that nothing waits.
-func (q *queue) empty() bool { return q.fresh.head == nil && q.old.head == nil }
 
 // clear drops everything.
 func (q *queue) clear() {

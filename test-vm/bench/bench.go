@@ -27,6 +27,7 @@ type Options struct {
 	Cases      []string  // empty = all
 	Systems    []string  // empty = all
 	Quick      bool      // shorter, fewer repetitions
+	Serial     bool      // systems always in turn: nothing of the bench competes, and it takes longer
 	Congestion string    // of all namespaces; empty = as a fresh namespace has it
 	Seed       uint64    // of losses
 	Progress   io.Writer // nil = silent
@@ -255,7 +256,7 @@ func (o *Options) runCase(ctx context.Context, c benchCase, systems []string, di
 			break
 		}
 		fmt.Fprintf(o.Progress, "bench: %s %d/%d\n", c.name, rep+1, reps)
-		each(c.parallel, func(t *trial) error {
+		each(c.parallel && !o.Serial, func(t *trial) error {
 			t.rep = rep
 			err := c.run(ctx, t)
 			if died := t.g.alive(); died != nil {

@@ -497,7 +497,7 @@ func idle(ctx context.Context, t *trial) error {
 	// A gateway needs one descriptor a flow, HAProxy two; where the machine does not give so many, fewer flows are opened
 	// and the memory is told as if it were all of them.
 	const wanted = 20000
-	flows := min(wanted, fileLimit()-600)
+	flows := min(wanted, fileLimit()-1500)
 	if t.system == HAProxy {
 		flows = min(wanted, haproxyMaxConn()-200)
 	}

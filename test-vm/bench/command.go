@@ -73,6 +73,7 @@ The figure of a row is the worst of its directions, each the median of its repet
 	f.StringSliceVar(&o.Cases, "case", nil, "only these cases (see --list)")
 	f.StringSliceVar(&o.Systems, "system", nil, "only these of weft, haproxy, routed")
 	f.BoolVar(&o.Quick, "quick", false, "shorter runs, one repetition")
+	f.BoolVar(&o.Serial, "serial", false, "run one system after another, also where the paths are the bottleneck: for busy or small machines")
 	f.BoolVar(&asJSON, "json", false, "print all values as JSON")
 	f.BoolVar(&noNotes, "no-notes", false, "print the table alone")
 	f.BoolVar(&list, "list", false, "list the cases")

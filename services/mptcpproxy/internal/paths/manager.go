@@ -402,7 +402,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	// Sockets and /proc/sys belong to the thread's namespace. The thread is
 	// not given back, so that it ends with us.
 	runtime.LockOSThread()
-	if err := netns.Set(m.ns); err != nil {
+	if err := enter(m.ns); err != nil {
 		m.close()
 		return fmt.Errorf("enter network namespace: %w", err)
 	}

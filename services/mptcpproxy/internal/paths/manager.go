@@ -483,8 +483,7 @@ func (m *Manager) watch(changed chan<- struct{}, done <-chan struct{}) (*sync.Wa
 	links := make(chan netlink.LinkUpdate, 64)
 	addrs := make(chan netlink.AddrUpdate, 64)
 	routes := make(chan netlink.RouteUpdate, 256)
-	ns := m.ns
-	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{Namespace: &ns, ErrorCallback: lost}); err != nil {
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: lost}); err != nil {
 		return &wg, fmt.Errorf("follow links: %w", err)
 	}
 	wg.Go(func() {
@@ -492,7 +491,7 @@ func (m *Manager) watch(changed chan<- struct{}, done <-chan struct{}) (*sync.Wa
 			poke()
 		}
 	})
-	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{Namespace: &ns, ErrorCallback: lost}); err != nil {
+	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: lost}); err != nil {
 		return &wg, fmt.Errorf("follow addresses: %w", err)
 	}
 	wg.Go(func() {
@@ -500,7 +499,7 @@ func (m *Manager) watch(changed chan<- struct{}, done <-chan struct{}) (*sync.Wa
 			poke()
 		}
 	})
-	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{Namespace: &ns, ErrorCallback: lost}); err != nil {
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: lost}); err != nil {
 		return &wg, fmt.Errorf("follow routes: %w", err)
 	}
 	wg.Go(func() {

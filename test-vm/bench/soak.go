@@ -365,7 +365,7 @@ func (s *soaker) sample(ctx context.Context, both []bool) {
 
 // Bounds of what may be left when all flows have ended: pools of connections and caches are no leak.
 const (
-	sparePools    = 64       // connections, and twice as many descriptors and TCP sockets
+	sparePools    = 80       // connections (the pool keeps up to 64), and twice as many descriptors and TCP sockets
 	spareMemory   = 48 << 20 // bytes: buffers that the loops keep, the garbage collector's slack
 	spareElements = 16       // destinations that are still remembered
 )

@@ -75,6 +75,7 @@ type sock struct {
 	sndbuf  int // set by us, 0 = the kernel's own
 	bulk    time.Time
 	limited bool
+	unsent  int // TCP_NOTSENT_LOWAT set by us, 0 = that of the settings
 	subs    []sub
 	gone    bool
 }
@@ -461,7 +462,11 @@ func (g *Governor) decide(now time.Time) {
 				}
 				g.setCongestion(s, cc)
 			}
-			if share == 0 || !s.busy || now.Sub(s.bulk) >= bulkFor {
+			bulk := s.busy && now.Sub(s.bulk) < bulkFor
+			if bulk {
+				g.setUnsent(s, gr.unsent)
+			}
+			if share == 0 || !bulk {
 				g.unlimit(s)
 			} else {
 				g.limit(s, share)
@@ -478,10 +483,25 @@ func (g *Governor) limit(s *sock, bytes int) {
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, bytes/2); err != nil {
 		return // without the privilege there is no bound, and no harm
 	}
-	if !s.limited {
-		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notsentBusy)
-	}
 	s.limited, s.sndbuf = true, bytes
+}
+
+// setUnsent bounds what waits unsent in a connection, never above the settings;
+// 0 is what the settings say.
+func (g *Governor) setUnsent(s *sock, bytes int) {
+	if most := g.o.NotSentLowat; most > 0 && bytes > most {
+		bytes = 0
+	}
+	if bytes == s.unsent || bytes != 0 && bytes > s.unsent*3/4 && bytes < s.unsent*4/3 {
+		return
+	}
+	set := bytes
+	if set == 0 {
+		set = g.o.NotSentLowat
+	}
+	if unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, set) == nil {
+		s.unsent = bytes
+	}
 }
 
 func (g *Governor) unlimit(s *sock) {
@@ -489,7 +509,6 @@ func (g *Governor) unlimit(s *sock) {
 		return
 	}
 	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, unbounded/2)
-	_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, g.o.NotSentLowat)
 	s.limited, s.sndbuf = false, unbounded
 }
 

@@ -153,7 +153,8 @@ func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
 	if s.b, err = bed.New(ctx, bed.Config{Paths: tenTen, Faults: true, Congestion: o.Congestion, Seed: o.Seed}); err != nil {
 		return s.r, fmt.Errorf("soak: %w", err)
 	}
-	if s.g, err = o.start(ctx, o.System, s.b, s.dir); err == nil {
+	// What UDP flows hold must be given back before the end, too.
+	if s.g, err = o.start(ctx, o.System, s.b, s.dir, "udp_timeout=5"); err == nil {
 		err = s.run(ctx)
 		err = errors.Join(err, s.g.stop())
 	}

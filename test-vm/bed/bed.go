@@ -80,6 +80,7 @@ func New(ctx context.Context, t *topology.Topology, o Options) (_ *Bed, err erro
 	if !t.On(o.Backend) {
 		return nil, fmt.Errorf("topology %s does not run on %s, only on %v", t.Name, o.Backend, t.Backends)
 	}
+	t = t.Air()
 	root, err := lab.Root()
 	if err != nil && (o.ImageDir == "" || o.HostDir == "") {
 		return nil, err

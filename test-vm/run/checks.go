@@ -215,10 +215,13 @@ func (res *result) iperf(ctx context.Context) (err error) {
 		return err
 	}
 	var rep iperfReport
-	if e := json.Unmarshal([]byte(out.Output), &rep); e != nil || out.Code != 0 || rep.Error != "" {
-		if rep.Error != "" {
-			return fmt.Errorf("iperf3 on %s: %s", c.From, rep.Error)
-		}
+	e := json.NewDecoder(strings.NewReader(out.Output[max(strings.IndexByte(out.Output, '{'), 0):])).Decode(&rep) // warnings stand around it
+	switch {
+	case rep.Error != "":
+		return fmt.Errorf("iperf3 on %s: %s", c.From, rep.Error)
+	case e != nil:
+		return fmt.Errorf("%w (%w)", errNode("iperf3 on "+c.From, out), e)
+	case out.Code != 0:
 		return errNode("iperf3 on "+c.From, out)
 	}
 	limit := r.t.LimitOf(c)

@@ -34,7 +34,9 @@ func Topology(ctx context.Context, t *topology.Topology, o Options) (_ *report.R
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
 	}
-	r := &runner{t: t, o: o, rep: &report.Report{Topology: t.Name, Title: t.Title, Backend: string(o.Backend), Started: time.Now(), BinMS: int(watch.Bin / time.Millisecond), Graph: topology.SVG(t)}}
+	graph := topology.SVG(t)
+	t = t.Air()
+	r := &runner{t: t, o: o, rep: &report.Report{Topology: t.Name, Title: t.Title, Backend: string(o.Backend), Started: time.Now(), BinMS: int(watch.Bin / time.Millisecond), Graph: graph}}
 	began := time.Now()
 	defer func() {
 		r.rep.Seconds = time.Since(began).Seconds()

@@ -23,10 +23,10 @@ const (
 	tickBusy    = 250 * time.Millisecond // Engine.tickBusy, while a trunk is in use
 	tickIdle    = time.Second            // Engine.tickIdle
 	// Above batchRate (bytes per ns: 200 Mbit/s) a loop without work waits for
-	// half a read to gather, but not longer than batchMax: waking up for each
+	// a whole read to gather, but not longer than batchMax: waking up for each
 	// packet would take a fifth more processor time at 1 Gbit/s.
 	batchRate  = 0.025
-	batchMax   = time.Millisecond
+	batchMax   = 2 * time.Millisecond
 	lingerTick = 4 * time.Millisecond
 )
 
@@ -294,7 +294,7 @@ func (l *loop) pause() time.Duration {
 	if l.rate < batchRate {
 		return 0
 	}
-	return time.Duration(min(readMax/2/l.rate, float64(batchMax)))
+	return time.Duration(min(readMax/l.rate, float64(batchMax)))
 }
 
 // flush writes the control frames that no data has taken along.

@@ -163,7 +163,7 @@ type soakSink struct {
 	flows map[uint64]flowPlan
 	mu    sync.Mutex
 	ends  map[uint64]chan error // of TCP flows: the sink's verdict
-	bad   []error               // what belongs to no flow
+	bad   []strange             // what belongs to no flow
 	tcp   []net.Listener
 	udp   []*net.UDPConn
 	wg    sync.WaitGroup
@@ -223,10 +223,16 @@ func (s *soakSink) close() {
 	s.wg.Wait()
 }
 
+// strange is what a sink sees that no flow's end explains.
+type strange struct {
+	at  time.Time
+	err error
+}
+
 func (s *soakSink) strange(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bad = append(s.bad, err)
+	s.bad = append(s.bad, strange{time.Now(), err})
 }
 
 func (s *soakSink) serve(ctx context.Context, c *net.TCPConn) {

@@ -3,6 +3,7 @@ package paths
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,9 @@ const (
 	pollAll    = time.Second // figures of idle connections
 	// A subflow without progress on a path that works is replaced, see stuck.
 	stuckAfter = time.Second
+	// A connection that cannot join on a path for its family of addresses is
+	// looked at again that rarely: addresses may come.
+	misfitPause = 5 * time.Second
 )
 
 // States of tcp_info (include/net/tcp_states.h).
@@ -522,7 +526,6 @@ func (m *Manager) measure(c *conn, s *sub, t *unix.TCPInfo, now time.Time) {
 		p.sent += grown(t.Bytes_sent, s.sent)
 		p.received += grown(t.Bytes_received, s.recvd)
 		p.retrans += grown(t.Bytes_retrans, s.retrans)
-		p.window += grown(t.Bytes_acked, s.acked) + grown(t.Bytes_received, s.recvd)
 		if min := time.Duration(t.Min_rtt) * time.Microsecond; t.Min_rtt != 0 && t.Min_rtt != ^uint32(0) && (p.minRTT == 0 || min < p.minRTT) {
 			p.minRTT = min
 		}
@@ -782,7 +785,7 @@ func (m *Manager) reconcile(c *conn, now time.Time) (due time.Time) {
 		if p == nil || !s.live() {
 			continue
 		}
-		if want := p.w.Mode == Backup || p.demoted && c.busy; want != s.backup && s.joined {
+		if want := p.w.Mode == Backup; want != s.backup && s.joined {
 			var flags uint32
 			if want {
 				flags = mptcpnl.FlagBackup
@@ -838,20 +841,25 @@ func (m *Manager) reconcile(c *conn, now time.Time) (due time.Time) {
 // join starts a subflow.
 func (m *Manager) join(c *conn, p *path, l *leg, now time.Time) (again time.Time) {
 	sl := c.slot(p)
-	local := p.local(l.remote)
+	remote := c.fitting(p, l)
+	if !remote.IsValid() {
+		sl.next = now.Add(misfitPause)
+		return sl.next
+	}
+	local := p.local(remote)
 	a := mptcpnl.Addr{Addr: local, IfIndex: p.ifindex}
-	if p.w.Mode == Backup || p.demoted {
+	if p.w.Mode == Backup {
 		a.Flags = mptcpnl.FlagBackup
 	}
 	known := false
 	if a.ID, known = c.ids[local]; !known {
 		a.ID = c.newID()
 	}
-	err := m.pm.SubflowCreate(c.token, a, netip.AddrPortFrom(l.remote, l.port))
-	if errors.Is(err, unix.EINVAL) {
+	err := m.pm.SubflowCreate(c.token, a, netip.AddrPortFrom(remote, l.port))
+	if errors.Is(err, unix.EINVAL) && !ended(err) {
 		// The kernel still has, or no longer has, this address by another identifier.
 		a.ID = c.newID()
-		err = m.pm.SubflowCreate(c.token, a, netip.AddrPortFrom(l.remote, l.port))
+		err = m.pm.SubflowCreate(c.token, a, netip.AddrPortFrom(remote, l.port))
 	}
 	switch {
 	case err == nil:
@@ -864,12 +872,35 @@ func (m *Manager) join(c *conn, p *path, l *leg, now time.Time) (again time.Time
 		c.established = c.fd >= 0
 		sl.next = now.Add(busyTick)
 		return sl.next
-	case errors.Is(err, unix.ESRCH):
+	case errors.Is(err, unix.ESRCH), ended(err):
 		return again // the connection has ended
 	}
 	m.log.Debug("join", "path", p.w.Name, "peer", c.peer, "error", err)
 	m.joinFailed(c, p, now)
 	return sl.next
+}
+
+// ended tells by the kernel's words that a connection has gone: the number of
+// that error is EINVAL, as that of many others (net/mptcp/pm_userspace.c).
+func ended(err error) bool { return err != nil && strings.Contains(err.Error(), "invalid token") }
+
+// fitting is the peer's address on this leg that a connection can join. One of
+// IPv4 takes no subflow of IPv6 (net/mptcp/pm_userspace.c: families mismatch).
+func (c *conn) fitting(p *path, l *leg) netip.Addr {
+	four := false
+	for k := range c.subs {
+		four = k.local.Addr().Is4()
+		break
+	}
+	if !four || l.remote.Is4() {
+		return l.remote
+	}
+	for _, a := range l.remotes {
+		if a.Is4() && p.local4.IsValid() {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // newID chooses an identifier for an address: never 0, which is the first

@@ -506,7 +506,6 @@ func (m *Manager) measure(c *conn, s *sub, t *unix.TCPInfo, now time.Time) {
 	// waits for its timer is no sign of a dead path.
 	moved := t.Bytes_acked != s.acked || t.Delivered != s.delivered
 	s.unacked = t.Unacked != 0
-	m.backlogged(t)
 	c.busy = c.busy || moved || t.Bytes_received != s.recvd
 	// Data from the other end proves one direction only; when ours is in
 	// flight, only its acknowledgement counts.
@@ -569,7 +568,6 @@ func (m *Manager) round(now time.Time) time.Duration {
 		}
 	}
 	hot := m.poll(now)
-	m.adjust()
 	for _, l := range m.legs {
 		if l.doubt {
 			hot = true

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -54,13 +53,10 @@ type Manager struct {
 	pairs    string // what Pairs last answered, to notice changes
 	look     bool   // links, addresses, routes or options have changed
 	turn     int    // of Pick
-	slots    int    // next path slot
 	lastTick time.Time
 	lastSave time.Time
 	lastPoll time.Time
 	scratch  []mptcpnl.SubflowInfo
-	lowat    int    // bytes, see lowat.go
-	slowest  uint64 // bytes/s, of subflows with data waiting, since lowat was set
 }
 
 // path is the live one of a Wanted.
@@ -83,19 +79,16 @@ type path struct {
 	reason string
 	since  time.Time
 
-	stripped  bool
-	strips    int // connections in a row that came without MPTCP
-	rtt       time.Duration
-	minRTT    time.Duration
-	sent      uint64
-	received  uint64
-	retrans   uint64
-	joins     uint64
-	failed    uint64
-	lost      uint64
-	demoted   bool // backup for now, because of its weight
-	window    uint64
-	winCredit float64
+	stripped bool
+	strips   int // connections in a row that came without MPTCP
+	rtt      time.Duration
+	minRTT   time.Duration
+	sent     uint64
+	received uint64
+	retrans  uint64
+	joins    uint64
+	failed   uint64
+	lost     uint64
 
 	counted    bool
 	countIndex int
@@ -196,10 +189,6 @@ func New(o Options) (m *Manager, err error) {
 	}
 	if err = set("path_manager", mptcpnl.UserspacePM, mptcpnl.SetPathManager); err != nil {
 		return nil, fmt.Errorf("%w (needed to create and destroy subflows)", err)
-	}
-	m.lowat = lowatIdle
-	if err := set(lowatName, strconv.Itoa(m.lowat), setLowat); err != nil {
-		m.log.Warn("stalls may be longer", "error", err)
 	}
 	if err = save(o.StateDir, m.state); err != nil {
 		return nil, err
@@ -533,8 +522,6 @@ func (m *Manager) close() {
 		switch name {
 		case "path_manager":
 			_, err = mptcpnl.SetPathManager(v)
-		case lowatName:
-			_, err = setLowat(v)
 		default:
 			_, err = mptcpnl.SetSysctl(name, v)
 		}

@@ -186,7 +186,7 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-// prios tells which subflows of a connection the other end should avoid.
+// backups tells which subflows of a connection the other end should avoid.
 func backups(m *Manager, fd int) map[string]bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -384,7 +384,6 @@ func TestStripped(t *testing.T) {
 			b := newBed(t, 2)
 			rule := "add rule inet f c iifname p2 tcp flags syn tcp option 30 exists " + verdict
 			b.run(b.far, "nft", "add table inet f; add chain inet f c { type filter hook prerouting priority raw; }; "+rule)
-			var near *Manager
 			near, far := b.manager(b.near, b.nearOptions()), b.manager(b.far, b.farOptions())
 			l := b.listen()
 			tr := b.dialFrom(l, netip.MustParseAddr("10.1.0.1"), netip.MustParseAddrPort("10.1.0.2:6240"))
@@ -421,7 +420,7 @@ func TestFallback(t *testing.T) {
 		near.Register(tr.near, "exit", true)
 		near.Unregister(tr.near)
 	}
-	if p := find(near, "wan2"); !p.Stripped || p.Reason == "" && p.State == Up && false {
+	if p := find(near, "wan2"); !p.Stripped || find(near, "wan1").Stripped {
 		t.Errorf("wan2 = %+v", p)
 	}
 }
@@ -499,14 +498,6 @@ func TestPeriod(t *testing.T) {
 	}
 }
 
-func TestLowat(t *testing.T) {
-	for rate, want := range map[uint64]int{1: lowatMin, 1.25e6: 25000, 12.5e6: 250000, 5e9: lowatMax} {
-		if got := lowatFor(rate); got != want {
-			t.Errorf("at %d bytes/s: %d, want %d", rate, got, want)
-		}
-	}
-}
-
 func TestAccount(t *testing.T) {
 	p := &path{ifindex: 2}
 	at := func(rx, tx uint64) *netlink.LinkStatistics {
@@ -545,7 +536,6 @@ func TestCleanUp(t *testing.T) {
 		_, err := mptcpnl.SetSysctl("blackhole_timeout", "1234")
 		return err
 	})
-	lowat := b.run(b.near, "cat", lowatFile)
 	before := state()
 	var killed *Manager
 	b.in(b.near, func() (err error) { killed, err = New(o); return err }) // never run, never closed
@@ -563,9 +553,6 @@ func TestCleanUp(t *testing.T) {
 	stop()
 	if s := state(); s != before {
 		t.Errorf("left behind:\n%s\nwant\n%s", s, before)
-	}
-	if s := b.run(b.near, "cat", lowatFile); s != lowat {
-		t.Errorf("tcp_notsent_lowat is %s, want %s as before", s, lowat)
 	}
 	b.in(b.near, func() error {
 		if v, err := mptcpnl.Sysctl("blackhole_timeout"); v != "1234" {
@@ -658,11 +645,11 @@ func TestGarbage(t *testing.T) {
 	tr.exchange(b)
 }
 
-// TestNearOnlyDials: the far side, which may know only the outside of a NAT,
+// TestFarDoesNotDial: the far side, which may know only the outside of a NAT,
 // never opens a subflow.
 func TestFarDoesNotDial(t *testing.T) {
 	b := newBed(t, 2)
-	_, far := 0, b.manager(b.far, b.farOptions())
+	far := b.manager(b.far, b.farOptions())
 	l := b.listen()
 	b.in(b.near, func() error {
 		_, err := mptcpnl.SetPathManager(mptcpnl.UserspacePM) // nobody joins

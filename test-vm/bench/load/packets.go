@@ -41,9 +41,7 @@ func (a Arrived) Share() float64 {
 // packetEnd is one end of a train.
 type packetEnd struct {
 	fd   int
-	skip int            // bytes before the payload
-	peer netip.AddrPort // where to send to; known to the sink once a packet has come
-	from netip.Addr
+	skip int // bytes before the payload
 }
 
 // Run sends and counts. For UDP the client speaks first, so that the sink learns its address; saw is the client's address

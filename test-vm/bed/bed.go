@@ -118,7 +118,37 @@ func New(ctx context.Context, t *topology.Topology, o Options) (_ *Bed, err erro
 	if err := b.plug(ctx); err != nil {
 		return nil, err
 	}
-	return b, b.boot(ctx)
+	if err := b.boot(ctx); err != nil {
+		return nil, err
+	}
+	return b, b.ready(ctx)
+}
+
+// readyBound is how long nodes may take until they do their work, after all are up.
+const readyBound = 90 * time.Second
+
+// ready waits until the nodes that have a command for it say so.
+func (b *Bed) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lab.Timeout(readyBound))
+	defer cancel()
+	for _, n := range b.Topology.Nodes {
+		for n.Ready != "" {
+			r, err := b.nodes[n].exec(ctx, n.Ready)
+			if err != nil {
+				return fmt.Errorf("node %s: wait until it is ready: %w", n.Name, err)
+			}
+			if r.Code == 0 {
+				b.o.Progress("%s does its work", n.Name)
+				break
+			}
+			select {
+			case <-time.After(300 * time.Millisecond):
+			case <-ctx.Done():
+				return fmt.Errorf("node %s: %q does not succeed within %s: exit status %d: %s", n.Name, n.Ready, readyBound, r.Code, r.Output)
+			}
+		}
+	}
+	return nil
 }
 
 // in is the back end of a node.

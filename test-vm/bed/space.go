@@ -159,6 +159,8 @@ func (s *spaceNode) environ() []string {
 		"PATH=" + filepath.Dir(s.bed.probe) + ":" + s.bed.o.HostDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/", "LANG=C", "WEFT_NODE=" + s.n.Name, "WEFT_CONFIG=" + filepath.Join(s.dir, "config"), "WEFT_BUS=" + filepath.Join(s.dir, "bus"),
 		"LAB_DIR=" + filepath.Join(s.dir, "state"),
+		// For the applet mptcp, which finds the service by itself in a guest.
+		"MPTCP_FLAGS=--state-dir " + filepath.Join(s.dir, "state", "mptcpproxy"),
 	}
 }
 

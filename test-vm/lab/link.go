@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -105,7 +106,8 @@ func (l *Link) serve(name string, conn net.Conn) error {
 		return err
 	})
 	defer p.Leave()
-	return readFrames(conn, func(frame []byte) { l.forward(p, frame) })
+	// One read brings many frames when there are many.
+	return readFrames(bufio.NewReaderSize(conn, 1<<16), func(frame []byte) { l.forward(p, frame) })
 }
 
 // readFrames calls f with each frame of r, its length field in front. The slice is reused.

@@ -63,8 +63,10 @@ type Node struct {
 	// default mptcpproxy for the roles gateway and exit.
 	Services []string `toml:"service"`
 	Programs []string `toml:"program"` // shell commands that run all the time
-	Ports    []*Port  `toml:"-"`       // in the order of the links
-	Line     int      `toml:"-"`
+	// Ready is a shell command that succeeds once the node does its work; checks begin after that.
+	Ready string  `toml:"ready"`
+	Ports []*Port `toml:"-"` // in the order of the links
+	Line  int     `toml:"-"`
 }
 
 // Port is a network card of a node.

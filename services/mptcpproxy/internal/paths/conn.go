@@ -100,6 +100,7 @@ type conn struct {
 	peer        string
 	near        bool
 	established bool
+	four        bool // the socket is one of AF_INET
 	subs        map[subKey]*sub
 	slots       map[*path]*slot
 	ids         map[netip.Addr]uint8 // identifiers of our addresses in use
@@ -140,6 +141,9 @@ func (m *Manager) Register(fd int, peer string, near bool) {
 		c = m.newConn(info.Token)
 	}
 	c.fd, c.peer, c.near = fd, peer, near
+	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil {
+		c.four = domain == unix.AF_INET
+	}
 	c.established = true // if not, the kernel says so when we try
 	c.dirty = true
 	m.fds[fd] = c
@@ -202,6 +206,7 @@ func (m *Manager) SetAlive(peer, pathName string, alive bool, rtt time.Duration)
 	}
 	l := m.leg(peer, p)
 	now := time.Now()
+	l.told = alive
 	if alive {
 		l.rtt = rtt
 		if rtt > 0 {
@@ -275,7 +280,7 @@ func (m *Manager) event(ev mptcpnl.Event, now time.Time) {
 			return
 		}
 		c = m.newConn(ev.Token)
-		c.near = !ev.ServerSide
+		c.near, c.four = !ev.ServerSide, ev.Local.Addr().Is4()
 		if c.near {
 			for _, peer := range m.o.Peers {
 				for _, a := range peer.Addrs {
@@ -885,12 +890,7 @@ func ended(err error) bool { return err != nil && strings.Contains(err.Error(), 
 // fitting is the peer's address on this leg that a connection can join. One of
 // IPv4 takes no subflow of IPv6 (net/mptcp/pm_userspace.c: families mismatch).
 func (c *conn) fitting(p *path, l *leg) netip.Addr {
-	four := false
-	for k := range c.subs {
-		four = k.local.Addr().Is4()
-		break
-	}
-	if !four || l.remote.Is4() {
+	if !c.four || l.remote.Is4() {
 		return l.remote
 	}
 	for _, a := range l.remotes {

@@ -112,6 +112,7 @@ type leg struct {
 
 	proven  bool // a subflow joined since the path came up
 	heard   bool // probes were answered since the path came up
+	told    bool // what probes said last: they tell changes only
 	dead    bool
 	deadBy  string
 	doubt   bool // probes say dead, TCP does not agree
@@ -316,7 +317,7 @@ func (m *Manager) leg(peer string, p *path) *leg {
 func (m *Manager) fresh(p *path, now time.Time) {
 	for _, l := range m.legs {
 		if l.p == p {
-			*l = leg{peer: l.peer, p: p, remotes: l.remotes, remote: l.remote, port: l.port, slack: l.slack, scout: now}
+			*l = leg{peer: l.peer, p: p, remotes: l.remotes, remote: l.remote, port: l.port, slack: l.slack, scout: now, heard: l.told, told: l.told}
 		}
 	}
 	for _, c := range m.conns {

@@ -348,6 +348,19 @@ func TestOneFamily(t *testing.T) {
 			return has(t, tr.near, "10.1.0.1", "fd00:2::1") && has(t, tr.far, "10.1.0.2", "fd00:2::2")
 		})
 		tr.exchange(b)
+		// Also again, when only the IPv4 subflow is left.
+		b.up(b.far, "p2", false)
+		until(t, "IPv6 gone", func() bool { return has(t, tr.near, "10.1.0.1") })
+		b.up(b.far, "p2", true)
+		b.in(b.far, func() error { // the kernel took it away with the link
+			l, err := netlink.LinkByName("p2")
+			if err != nil {
+				return err
+			}
+			a, _ := netlink.ParseAddr("fd00:2::2/64")
+			return netlink.AddrReplace(l, a)
+		})
+		until(t, "IPv6 back", func() bool { return has(t, tr.near, "10.1.0.1", "fd00:2::1") })
 	}
 }
 
@@ -527,7 +540,12 @@ func TestCleanUp(t *testing.T) {
 		var s string
 		for _, f := range []string{"-4", "-6"} {
 			for _, what := range []string{"rule", "route show table all"} {
-				s += b.run(b.near, append([]string{"ip", f}, strings.Fields(what)...)...)
+				for line := range strings.Lines(b.run(b.near, append([]string{"ip", f}, strings.Fields(what)...)...)) {
+					// Routes of the kernel's own come and go with the links.
+					if what == "rule" || strings.Contains(line, "table 62") {
+						s += strings.Replace(line, " linkdown", "", 1)
+					}
+				}
 			}
 		}
 		return s
@@ -537,6 +555,7 @@ func TestCleanUp(t *testing.T) {
 		return err
 	})
 	before := state()
+	until(t, "links up", func() bool { return !strings.Contains(b.run(b.near, "ip", "route"), "linkdown") })
 	var killed *Manager
 	b.in(b.near, func() (err error) { killed, err = New(o); return err }) // never run, never closed
 	if s := state(); s == before {

@@ -195,6 +195,7 @@ func (g *Governor) Register(fd int, peer string) {
 	g.order = append(g.order, s)
 	g.busy++
 	g.setCongestion(s, g.algorithm(peer))
+	g.setBuffer(s, g.group(peer).room())
 	if g.o.NotSentLowat > 0 {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, g.o.NotSentLowat)
 	}
@@ -240,7 +241,10 @@ func (g *Governor) SetBusy(fd int, busy bool) {
 	if !busy {
 		g.busy--
 		s.bulk = time.Time{}
-		g.unlimit(s)
+		if s.limited {
+			g.setBuffer(s, g.group(s.peer).room())
+			s.limited = false
+		}
 		return
 	}
 	g.busy++
@@ -466,24 +470,26 @@ func (g *Governor) decide(now time.Time) {
 			if bulk {
 				g.setUnsent(s, gr.unsent)
 			}
-			if share == 0 || !bulk {
-				g.unlimit(s)
-			} else {
-				g.limit(s, share)
+			switch {
+			case bulk && share > 0:
+				g.setBuffer(s, share)
+			case bulk || s.limited:
+				g.setBuffer(s, gr.room())
 			}
+			s.limited = bulk && share > 0
 		}
 	}
 }
 
-// limit sets the send buffer; the kernel doubles what it is given.
-func (g *Governor) limit(s *sock, bytes int) {
-	if s.limited && bytes > s.sndbuf*15/16 && bytes < s.sndbuf*17/16 {
+// setBuffer sets the send buffer; the kernel doubles what it is given. Without
+// the privilege there is neither bound nor room, and no harm.
+func (g *Governor) setBuffer(s *sock, bytes int) {
+	if bytes > s.sndbuf*15/16 && bytes < s.sndbuf*17/16 {
 		return
 	}
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, bytes/2); err != nil {
-		return // without the privilege there is no bound, and no harm
+	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, bytes/2) == nil {
+		s.sndbuf = bytes
 	}
-	s.limited, s.sndbuf = true, bytes
 }
 
 // setUnsent bounds what waits unsent in a connection, never above the settings;
@@ -502,14 +508,6 @@ func (g *Governor) setUnsent(s *sock, bytes int) {
 	if unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, set) == nil {
 		s.unsent = bytes
 	}
-}
-
-func (g *Governor) unlimit(s *sock) {
-	if !s.limited {
-		return
-	}
-	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, unbounded/2)
-	s.limited, s.sndbuf = false, unbounded
 }
 
 // PathStat is what is known of one path, that is: of one pair of addresses.

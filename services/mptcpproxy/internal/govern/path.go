@@ -24,10 +24,17 @@ const (
 	// at once (20+5 Mbit/s: 0.99 of the sum instead of 0.75 to 0.9); equal paths
 	// do better with more, because this machine's hiccups then cost nothing.
 	notsentTime  = 5 * time.Millisecond
-	unequal      = 1.6 // rates that differ more are unequal
+	unequal      = 1.3         // rates that differ more are unequal
+	equalFor     = time.Second // before paths count as equal
+	unsentFirst  = 16 << 10    // while nothing is known
 	notsentLeast = 4096
 	minShare     = 9216 // bytes of send buffer for one bounded connection
-	unbounded    = 8 << 20
+	// The kernel lets the buffer of an MPTCP connection grow with the windows of
+	// its subflows, which stay small where the queue is in this machine; then the
+	// slowest path takes what the others need. So it gets room from the start.
+	roomSlow     = 512 << 10
+	roomFast     = 6 << 20
+	slowRate     = 6e6  // bytes per second in all, up to which roomSlow does
 	fastest      = 50e6 // bytes per second; a faster path has its queue in this machine's CPUs, leave it
 	grace        = 1500 * time.Millisecond
 	bulkUnacked  = 16 << 10
@@ -210,8 +217,10 @@ type group struct {
 	before    float64   // rate when the bound was set
 	slack     float64   // factor on the bound
 	reviewed  time.Time
-	limit     int // bytes for all bulk connections, 0 = no bound
-	unsent    int // bytes a bulk connection may hold unsent, 0 = as the settings say
+	limit     int       // bytes for all bulk connections, 0 = no bound
+	differ    time.Time // when the paths were unequal last
+	rate      float64   // of all paths, bytes per second
+	unsent    int       // bytes a bulk connection may hold unsent, 0 = as the settings say
 }
 
 // review decides anew. paths are those that carry something now.
@@ -240,11 +249,19 @@ func (g *group) review(now time.Time, paths []*path) {
 			worst = max(worst, q)
 		}
 	}
-	g.unsent = 0
-	if slowest > 0 && fast > unequal*slowest {
+	g.rate = rate
+	switch {
+	case rate == 0:
+		g.unsent, g.differ = unsentFirst, now
+	case fast > unequal*slowest:
+		g.differ = now
+		fallthrough
+	case now.Sub(g.differ) < equalFor:
 		// Data is acknowledged in order: as long as the longest path is behind,
 		// nothing asks for more.
 		g.unsent = max(int(rate*(notsentTime+longest-shortest).Seconds()), notsentLeast)
+	default:
+		g.unsent = 0
 	}
 	switch {
 	case rate == 0 || rate > fastest || now.Before(g.quietTill):
@@ -278,6 +295,14 @@ func (g *group) disturb(now time.Time) {
 }
 
 func (g *group) release() { g.active, g.limit, g.slack = false, 0, 1 }
+
+// room is the send buffer of a connection that is not bounded.
+func (g *group) room() int {
+	if g.rate > slowRate {
+		return roomFast
+	}
+	return roomSlow
+}
 
 // share is the send buffer for each of n bulk connections.
 func (g *group) share(n int) int {

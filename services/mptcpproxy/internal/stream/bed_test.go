@@ -6,7 +6,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -34,18 +33,20 @@ type bed struct {
 	dialing   sync.Mutex
 	results   chan error // of every Open
 	pool      int
+	rcvbuf    int
 }
 
 type bedOptions struct {
 	near, far Options
 	sealed    bool
 	pool      int
+	rcvbuf    int
 	tick      time.Duration
 }
 
 func newBed(t testing.TB, o bedOptions) *bed {
 	t.Helper()
-	b := &bed{t: t, sealed: o.sealed, pool: max(o.pool, 2), results: make(chan error, 100000)}
+	b := &bed{t: t, sealed: o.sealed, pool: max(o.pool, 2), rcvbuf: o.rcvbuf, results: make(chan error, 100000)}
 	if o.near.NeedTrunk == nil {
 		o.near.NeedTrunk = func(string) { go b.dial() }
 	}
@@ -96,8 +97,8 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		b.noTrunks.Store(true)
 		cancel()
 		wg.Wait()
-		b.dialing.Lock()
-		b.dialing.Unlock()
+		b.dialing.Lock() // the last dial has ended
+		defer b.dialing.Unlock()
 	})
 	return b
 }
@@ -162,6 +163,10 @@ func (b *bed) dial() {
 		if err != nil {
 			b.t.Error(err)
 			return
+		}
+		if b.rcvbuf > 0 {
+			setInt(n, unix.SOL_SOCKET, unix.SO_RCVBUF, b.rcvbuf)
+			setInt(f, unix.SOL_SOCKET, unix.SO_RCVBUF, b.rcvbuf)
 		}
 		id := b.dialed.Add(1)
 		near := Trunk{FD: n, Peer: "far", Near: true, ID: id}
@@ -324,5 +329,3 @@ func pattern(n int, seed byte) []byte {
 	}
 	return p
 }
-
-var _ = fmt.Sprint

@@ -92,8 +92,15 @@ func TestSleepingMemory(t *testing.T) {
 // than allowed, and lose nothing.
 func TestStalled(t *testing.T) {
 	o := Options{FlowBuffer: 64 << 10, MemoryMax: 256 << 10, ParkIdle: time.Millisecond}
-	b := newBed(t, bedOptions{near: o, far: o, tick: 2 * time.Millisecond})
-	const n, size = 4, 64 << 20
+	// Small receive buffers: the kernel's own may grow to 32 MiB on each hop.
+	far := o
+	far.Connect = func(src, dst netip.AddrPort, peer string) (int, error) {
+		fd, err := testConnect(src, dst, peer)
+		setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 256<<10)
+		return fd, err
+	}
+	b := newBed(t, bedOptions{near: o, far: far, tick: 2 * time.Millisecond, rcvbuf: 256 << 10})
+	const n, size = 4, 16 << 20
 	b.serve(func(c *net.TCPConn) {
 		p := make([]byte, 1)
 		if _, err := io.ReadFull(c, p); err == nil && p[0] == 's' {

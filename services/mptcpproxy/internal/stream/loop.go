@@ -183,6 +183,7 @@ func (l *loop) requeue(en *end) {
 func (l *loop) run() error {
 	var events [256]unix.EpollEvent
 	defer l.stop()
+	l.clock()
 	for {
 		l.runPosts()
 		l.flush()
@@ -266,10 +267,7 @@ func (l *loop) wait(events []unix.EpollEvent) (int, error) {
 	l.asleep = true
 	l.mu.Unlock()
 	l.clock()
-	timeout := -1
-	if l.ticks > 0 {
-		timeout = int(max(0, (l.ticks-l.now)/int64(time.Millisecond)+1))
-	}
+	timeout := int(max(0, (l.ticks-l.now)/int64(time.Millisecond)+1))
 	if len(l.slow) > 0 {
 		timeout = int(lingerTick / time.Millisecond)
 	}

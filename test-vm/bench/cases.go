@@ -334,7 +334,7 @@ func firstIdle(ctx context.Context, t *trial) error {
 
 // passedBy tells a gateway that has done nothing: then the traffic was routed past it.
 func passedBy(t *trial, what string, used time.Duration) {
-	if t.g.near != nil && used < 20*time.Millisecond {
+	if t.g.near.Load() != nil && used < 20*time.Millisecond {
 		t.note("%s: the gateways used %v of processor time: was the traffic routed past them?", what, used)
 	}
 }
@@ -528,7 +528,7 @@ func idle(ctx context.Context, t *trial) error {
 	for _, g := range []struct {
 		name string
 		p    *process
-	}{{"near", t.g.near}, {"far", t.g.far}} {
+	}{{"near", t.g.near.Load()}, {"far", t.g.far.Load()}} {
 		size, err := g.p.memory()
 		if err != nil {
 			return err

@@ -110,10 +110,10 @@ type soaker struct {
 	g    *gateways
 	dir  string
 	sink *soakSink
-	log  func(format string, args ...any)
 
 	start time.Time
-	mu    sync.Mutex
+	out   sync.Mutex // of Progress
+	mu    sync.Mutex // of the rest
 	r     SoakReport
 	away  [][2]time.Time // when a killed gateway was not there
 }
@@ -126,7 +126,7 @@ func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
 	if o.Grace == 0 {
 		o.Grace = 15 * time.Second
 	}
-	s := &soaker{o: o, log: func(format string, args ...any) { fmt.Fprintf(o.Progress, "soak: "+format+"\n", args...) }}
+	s := &soaker{o: o}
 	if why := o.missing(o.System); why != "" {
 		return s.r, errors.New("soak: " + why)
 	}
@@ -164,6 +164,12 @@ func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
 	return s.r, err
 }
 
+func (s *soaker) log(format string, args ...any) {
+	s.out.Lock()
+	defer s.out.Unlock()
+	fmt.Fprintf(s.o.Progress, "soak: "+format+"\n", args...)
+}
+
 func (s *soaker) fail(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,7 +193,7 @@ func (s *soaker) run(ctx context.Context) error {
 	defer stopSink()
 	s.start = time.Now()
 	both := []bool{true, false}
-	if s.g.near == nil { // routed: every fault of the first path would be one of the network
+	if s.g.near.Load() == nil { // routed: every fault of the first path would be one of the network
 		both, faults = nil, nil
 	}
 	for _, near := range both {
@@ -322,10 +328,7 @@ func (s *soaker) kill(ctx context.Context, near bool) error {
 	if err != nil {
 		return err
 	}
-	p := s.g.far
-	if near {
-		p = s.g.near
-	}
+	_, p := s.gateway(near)
 	if err := p.kill(); err != nil {
 		return err
 	}
@@ -344,9 +347,9 @@ func (s *soaker) kill(ctx context.Context, near bool) error {
 // gateway returns the node and the process of a gateway.
 func (s *soaker) gateway(near bool) (*bed.Node, *process) {
 	if near {
-		return s.b.Near, s.g.near
+		return s.b.Near, s.g.near.Load()
 	}
-	return s.b.Far, s.g.far
+	return s.b.Far, s.g.far.Load()
 }
 
 // takeBefore notes what a gateway that has just started holds.
@@ -363,9 +366,7 @@ func (s *soaker) takeBefore(ctx context.Context, near bool) error {
 func (s *soaker) sample(ctx context.Context, both []bool) {
 	for pause(ctx, time.Second) == nil {
 		for _, near := range both {
-			s.mu.Lock()
 			n, p := s.gateway(near)
-			s.mu.Unlock()
 			if m, err := p.memory(); err == nil { // it may have been killed a moment ago
 				s.mu.Lock()
 				s.r.MostMemory[n.Name] = max(s.r.MostMemory[n.Name], m)

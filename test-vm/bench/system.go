@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"weft/test-vm/bench/bed"
@@ -29,14 +30,14 @@ const readyPort = 4999
 // gateways is a system that runs in a bed.
 type gateways struct {
 	name      string
-	near, far *process              // nil when routed
-	fresh     func(near bool) error // starts one gateway (again); nil where that is not supported
+	near, far atomic.Pointer[process] // nil when routed
+	fresh     func(near bool) error   // starts one gateway (again); nil where that is not supported
 }
 
 // stop ends both gateways.
 func (g *gateways) stop() error {
 	var errs []error
-	for _, p := range []*process{g.near, g.far} {
+	for _, p := range []*process{g.near.Load(), g.far.Load()} {
 		if p != nil {
 			errs = append(errs, p.stop())
 		}
@@ -47,7 +48,7 @@ func (g *gateways) stop() error {
 // alive reports a gateway that has died by itself.
 func (g *gateways) alive() error {
 	var errs []error
-	for _, p := range []*process{g.near, g.far} {
+	for _, p := range []*process{g.near.Load(), g.far.Load()} {
 		if p != nil {
 			errs = append(errs, p.running())
 		}
@@ -58,7 +59,7 @@ func (g *gateways) alive() error {
 // cpu is the processor time of both gateways.
 func (g *gateways) cpu() (time.Duration, error) {
 	var sum time.Duration
-	for _, p := range []*process{g.near, g.far} {
+	for _, p := range []*process{g.near.Load(), g.far.Load()} {
 		if p != nil {
 			d, err := p.cpu()
 			if err != nil {
@@ -155,7 +156,7 @@ func ready(ctx context.Context, b *bed.Bed, g *gateways, before [2]int64) error 
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not ready after 15 s: %w; near: %s; far: %s", last, g.near.tail(), g.far.tail())
+			return fmt.Errorf("not ready after 15 s: %w; near: %s; far: %s", last, g.near.Load().tail(), g.far.Load().tail())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -208,7 +209,7 @@ func haproxyMaxConn() int { return min(30000, (fileLimit()-500)/2) }
 func startHAProxy(ctx context.Context, b *bed.Bed, dir string, g *gateways) error {
 	for i, side := range []struct {
 		node     *bed.Node
-		at       **process
+		at       *atomic.Pointer[process]
 		conf, nf string
 	}{{b.Far, &g.far, haproxyFar, haproxyFarNFT}, {b.Near, &g.near, haproxyNear, haproxyNearNFT}} {
 		if err := side.node.Input(ctx, markToLocal, "ip", "-batch", "-"); err != nil {
@@ -234,10 +235,11 @@ func startHAProxy(ctx context.Context, b *bed.Bed, dir string, g *gateways) erro
 		if err := os.WriteFile(conf, []byte(fmt.Sprintf("global\n\tmaxconn %d\n%s", haproxyMaxConn(), side.conf)), 0o644); err != nil {
 			return err
 		}
-		var err error
-		if *side.at, err = startProcess(side.node, dir, name, "mptcpize", "run", "haproxy", "-db", "-f", conf); err != nil {
+		p, err := startProcess(side.node, dir, name, "mptcpize", "run", "haproxy", "-db", "-f", conf)
+		if err != nil {
 			return err
 		}
+		side.at.Store(p)
 	}
 	return nil
 }
@@ -289,7 +291,7 @@ func (o *Options) startWeft(b *bed.Bed, dir string, g *gateways, config []string
 		}
 		p, err := startProcess(node, dir, name, o.Weft, "--config-dir", conf, "--state-dir", conf+".state")
 		if err == nil {
-			*at = p
+			at.Store(p)
 		}
 		return err
 	}

@@ -163,6 +163,9 @@ func never(peers []netip.Addr) []netip.Prefix {
 	return list
 }
 
+// noDevice is a name that the kernel gives to no device (dev_valid_name).
+const noDevice = "."
+
 // fill writes the whole table, for the options as they are now. It is one batch
 // for the kernel: packets see the table as it was or as it will be.
 func (b *builder) fill(o Options, peersUp bool) {
@@ -255,6 +258,12 @@ func (b *builder) fill(o Options, peersUp bool) {
 	b.chain("take_none", b.take(o.NonePort, nil)...)
 	b.chain("udp",
 		say(socketTransparent(), socketMark(MarkConnect), mark(MarkLocal), accept()),
+		// The kernel puts fragments together before these rules only where a tproxy
+		// expression is loaded (nf_defrag): without it a far gateway that intercepts
+		// nothing would see the first fragment of a large answer alone. No device has
+		// the name of these rules.
+		when(o.PortUDP == 0, say(iifIs(noDevice), ip4.is(), ip4.tproxy(1))),
+		when(o.PortUDP == 0, say(iifIs(noDevice), ip6.is(), ip6.tproxy(1))),
 		when(o.PortUDP != 0, say(iifNotIn(lan), back())),
 		when(o.PortUDP != 0, jump("untouched")),
 		when(o.PortUDP != 0, say(ip4.dstIn(dest[0]), follow("take_udp"))),

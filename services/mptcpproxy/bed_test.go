@@ -365,7 +365,7 @@ func (g *gateway) peerUp(up bool) {
 	g.b.Helper()
 	g.b.until(fmt.Sprintf("the peer is up: %t", up), func() bool {
 		r := g.report()
-		return len(r.Peers) == 1 && r.Peers[0].Up == up && r.Bypass == !up && (!up || r.Peers[0].Idle > 0)
+		return r.State == "running" && len(r.Peers) == 1 && r.Peers[0].Up == up && r.Bypass == !up && (!up || r.Peers[0].Idle > 0)
 	})
 }
 

@@ -413,13 +413,15 @@ func (c *core) control(ctx context.Context) {
 			c.paths.Update(o)
 		}
 		if o := c.interceptOptions(); !reflect.DeepEqual(o, set) {
-			if err := i.Update(o); err != nil {
+			err := i.Update(o)
+			if err != nil {
 				c.log.Error("interception is not as configured, trying again", "error", err)
-			} else {
+			}
+			i.SetPeersUp(len(o.Destinations) > 0)
+			if err == nil { // told last: now it is so
 				set = o
 				c.serving.Store(len(o.Destinations) > 0)
 			}
-			i.SetPeersUp(len(o.Destinations) > 0)
 		}
 		c.sessionPaths()
 		if settled != nil {

@@ -76,11 +76,13 @@ func (s *service) loop(ctx context.Context) error {
 	s.env.Ready()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	retry := time.NewTimer(retryAfter)
-	retry.Stop()
+	var retry <-chan time.Time // runs while there should be a core and is none
 	for {
-		if s.working() == nil && cfg != nil && cfg.Enabled {
-			retry.Reset(retryAfter)
+		switch missing := s.working() == nil && cfg != nil && cfg.Enabled; {
+		case !missing:
+			retry = nil
+		case retry == nil:
+			retry = time.After(retryAfter)
 		}
 		select {
 		case <-ctx.Done():
@@ -98,7 +100,8 @@ func (s *service) loop(ctx context.Context) error {
 			s.env.Log.Error("the proxy failed, starting it again", "error", err)
 			s.end()
 			s.say("failed", err.Error())
-		case <-retry.C:
+		case <-retry:
+			retry = nil
 			s.begin(ctx, cfg)
 		case <-s.ping:
 		case <-tick.C:

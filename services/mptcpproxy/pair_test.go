@@ -178,7 +178,8 @@ func TestPair(t *testing.T) {
 			}))
 			defer sink.Close()
 			defer client.Close()
-			buf := make([]byte, 100)
+			buf := make([]byte, 10000)
+			answer := bytes.Repeat([]byte("pong"), 2000) // in fragments, which far must put together
 			sink.SetDeadline(time.Now().Add(patience))
 			client.SetDeadline(time.Now().Add(patience))
 			before := near.report().UDP.Up
@@ -189,12 +190,12 @@ func TestPair(t *testing.T) {
 			if string(buf[:n]) != "ping" || addrPort(from) != addrPort(client.LocalAddr()) {
 				b.Errorf("the sink got %q from %s, the client is %s", buf[:n], from, client.LocalAddr())
 			}
-			_, err = sink.WriteTo([]byte("pong"), from)
+			_, err = sink.WriteTo(answer, from)
 			b.must("answer", err)
 			n, from, err = client.ReadFrom(buf)
 			b.must("receive at the client", err)
-			if string(buf[:n]) != "pong" || addrPort(from) != addrPort(sink.LocalAddr()) {
-				b.Errorf("the client got %q from %s", buf[:n], from)
+			if !bytes.Equal(buf[:n], answer) || addrPort(from) != addrPort(sink.LocalAddr()) {
+				b.Errorf("the client got %d bytes from %s", n, from)
 			}
 			if after := near.report().UDP.Up; after == before {
 				b.Error("the datagram did not go through the proxy")
@@ -364,7 +365,7 @@ func TestCarriers(t *testing.T) {
 			fg, ng := b.gateway(b.far, far+tc.far), b.gateway(b.near, near+tc.near)
 			fg.start()
 			ng.start()
-			b.until("near takes traffic", func() bool { return !ng.report().Bypass })
+			b.until("near takes traffic", func() bool { r := ng.report(); return r.State == "running" && !r.Bypass })
 			l := b.listen(b.sink, net.JoinHostPort(sinkAddr[0], "0"))
 			for range 3 {
 				before := ng.report().Flows.Opened
@@ -405,6 +406,23 @@ func TestCarriers(t *testing.T) {
 			b.sameSnapshot("far", farBefore, b.snapshot(b.far))
 		})
 	}
+}
+
+// TestRetry starts the far side while its port is taken, and frees it.
+func TestRetry(t *testing.T) {
+	b := newBed(t)
+	before := b.snapshot(b.far)
+	taken := b.listen(b.far, ":6240")
+	g := b.gateway(b.far, farConfig)
+	g.start()
+	if r := g.report(); r.State != "failed" || r.Reason == "" {
+		b.Errorf("with its port taken: %s, %s", r.State, r.Reason)
+	}
+	b.sameSnapshot("after a start that failed", before, b.snapshot(b.far))
+	taken.Close()
+	b.until("it runs", func() bool { return g.report().State == "running" })
+	g.signal(syscall.SIGTERM)
+	b.sameSnapshot("at the end", before, b.snapshot(b.far))
 }
 
 // TestStrangers checks that who does not hold the key gets nothing.

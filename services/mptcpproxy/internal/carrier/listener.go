@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -217,9 +218,10 @@ func (l *Listener) enter(c *net.TCPConn) *list.Element {
 	defer l.mu.Unlock()
 	if l.pending.Len() >= l.o.MaxPending {
 		old := l.pending.Front()
-		l.pending.Remove(old)
+		oldest := l.pending.Remove(old).(*net.TCPConn)
+		old.Value = nil // says so to a goroutine that has not set its deadline yet
 		l.stats.overflowed.Add(1)
-		_ = old.Value.(*net.TCPConn).SetDeadline(time.Unix(1, 0)) // its goroutine closes it
+		_ = oldest.SetDeadline(time.Unix(1, 0)) // its goroutine closes it
 	}
 	return l.pending.PushBack(c)
 }
@@ -262,6 +264,12 @@ func (l *Listener) admit(ctx context.Context, c *net.TCPConn, place *list.Elemen
 	deadline := time.Now().Add(l.o.HandshakeTimeout)
 	if err := c.SetDeadline(deadline); err != nil {
 		return err
+	}
+	l.mu.Lock()
+	evicted := place.Value == nil
+	l.mu.Unlock()
+	if evicted {
+		return os.ErrDeadlineExceeded
 	}
 	ctx2, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()

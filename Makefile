@@ -41,7 +41,7 @@ host: ## the device binary for this machine, one link per applet and service, in
 	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
-test: lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests
+test: lint unit image repro boot-test lab-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests, lab
 
 lint: ## gofmt, vet, staticcheck
 	@out=$$(gofmt -l image init services boards test-vm); [ -z "$$out" ] || { echo "not gofmt-ed (run gofmt -w on them):"; echo "$$out"; exit 1; }
@@ -57,7 +57,7 @@ boot-test: image ## boot the built images in QEMU and check them
 
 lab-images: ## the images that the lab's guests run, a folder a role in bin/lab/
 	@for r in router gateway exit; do $(GO) run ./image build --board x86-64 --role $$r --bin-dir "$(BIN_DIR)/lab/$$r" \
-		--packages "iperf3 traffic-control mptcp lab" || exit 1; done
+		--packages "iperf3 traffic-control mptcp lab hostapd wpasupplicant iw" || exit 1; done
 
 lab: lab-images host ## every topology in QEMU guests, each figure beside its limit (half an hour)
 	$(GO) run ./test-vm run --backend qemu --html --all

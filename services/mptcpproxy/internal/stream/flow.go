@@ -480,14 +480,22 @@ func (f *Flow) drop(err error) {
 	f.gone(f.err)
 }
 
-// trunkLost is the death of the flow's trunk.
-func (f *Flow) trunkLost(t *trunk, err error) {
+// trunkLost is the death of the flow's trunk; arrived tells whether some of
+// what went out for the flow may have reached the peer.
+func (f *Flow) trunkLost(t *trunk, err error, arrived bool) {
 	switch {
 	case f.l.dead:
 		f.drop(err)
 	case t.parking: // the peer may sleep or be gone: ask
 		f.wake = true
 		f.sleep()
+	case t.mine && !t.confirmed && t.fresh && arrived && f.sent > 0:
+		// The sink may have got the client's bytes: a request that is executed
+		// twice is worse than a reset.
+		if err == nil {
+			err = ErrStale
+		}
+		f.drop(fmt.Errorf("lost with what the client sent on it: %w", err))
 	case t.mine && !t.confirmed:
 		f.tries++
 		most := resumeTries

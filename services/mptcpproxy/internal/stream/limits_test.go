@@ -145,33 +145,71 @@ func TestStalled(t *testing.T) {
 	b.settled()
 }
 
-// TestStaleTrunk: an OPEN that nobody answers goes out again on another trunk,
-// with what the client has sent; the client notices nothing.
+// TestStaleTrunk: an OPEN that nobody answers goes out again on another trunk
+// and the client notices nothing, unless the peer may have passed on what the
+// client sent behind it: then the client is reset, since a request must not be
+// executed twice.
 func TestStaleTrunk(t *testing.T) {
-	b := newBed(t, bedOptions{near: Options{NeedTrunk: func(string) {}, Loops: 1}, tick: 2 * time.Millisecond})
-	waitFor(t, "the first trunks", func() bool { return b.near.Stats().Idle == 2 })
-	b.serve(func(c *net.TCPConn) { io.Copy(c, c) })
-	// The newest trunk is taken first: one with nobody behind it.
-	a, dead, err := tcpPair()
-	must(t, err)
-	defer unix.Close(dead)
-	b.near.AddTrunk(Trunk{FD: a, Peer: "far", Near: true, ID: 99})
-	waitFor(t, "the dead trunk", func() bool { return b.near.Stats().Idle == 3 })
-	c := b.client()
-	c.Write([]byte("early data"))
-	waitFor(t, "the OPEN and its data", func() bool {
-		n, _, err := unix.Recvfrom(dead, make([]byte, 1000), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		return err == nil && n >= len(openMessage{src: netip.MustParseAddrPort("127.0.0.1:1"), dst: netip.MustParseAddrPort("127.0.0.1:2")}.append(nil))+headerLen+10
-	})
-	resetFD(dead) // it proves stale
-	p := make([]byte, 10)
-	if _, err := io.ReadFull(c, p); err != nil || string(p) != "early data" {
-		t.Errorf("%q %v", p, err)
-	}
-	c.Close()
-	b.settled()
-	if s := b.near.Stats(); s.Retried != 1 || s.Opened != 1 {
-		t.Errorf("%+v", s)
+	for _, tc := range []struct {
+		name    string
+		full    bool // the trunk takes nothing any more
+		early   string
+		retried uint64
+	}{
+		{"nothing behind OPEN", false, "", 1},
+		{"early data has arrived", false, "early data", 0},
+		{"early data has not left", true, "early data", 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBed(t, bedOptions{near: Options{NeedTrunk: func(string) {}, Loops: 1}, tick: 2 * time.Millisecond})
+			waitFor(t, "the first trunks", func() bool { return b.near.Stats().Idle == 2 })
+			served := make(chan struct{}, 10)
+			b.serve(func(c *net.TCPConn) { served <- struct{}{}; io.Copy(c, c) })
+			// The newest trunk is taken first: one with nobody behind it.
+			a, dead, err := tcpPair()
+			must(t, err)
+			want := len(openMessage{src: netip.MustParseAddrPort("127.0.0.1:1"), dst: netip.MustParseAddrPort("127.0.0.1:2")}.append(nil))
+			if tc.early != "" {
+				want += headerLen + len(tc.early)
+			}
+			if tc.full {
+				must(t, unix.SetNonblock(a, true))
+				for err == nil {
+					_, err = unix.Write(a, make([]byte, 1<<20))
+				}
+			}
+			b.near.AddTrunk(Trunk{FD: a, Peer: "far", Near: true, ID: 99})
+			waitFor(t, "the dead trunk", func() bool { return b.near.Stats().Idle == 3 })
+			c := b.client()
+			defer c.Close()
+			c.Write([]byte(tc.early))
+			if tc.full {
+				waitFor(t, "the flow on the dead trunk", func() bool { f := b.near.Flows(); return len(f) == 1 && f[0].Trunk == 99 })
+			} else {
+				waitFor(t, "the OPEN and its data", func() bool {
+					n, _, err := unix.Recvfrom(dead, make([]byte, 1000), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+					return err == nil && n >= want
+				})
+			}
+			resetFD(dead) // it proves stale
+			if tc.early == "" {
+				c.Write([]byte("later data"))
+			}
+			p := make([]byte, 10)
+			_, err = io.ReadFull(c, p)
+			if tc.retried > 0 {
+				if err != nil || string(p[6:]) != "data" {
+					t.Errorf("%q %v", p, err)
+				}
+			} else if !isReset(err) || len(served) > 0 {
+				t.Errorf("%v, %d connections at the sink, expected a reset and none", err, len(served))
+			}
+			c.Close()
+			b.settled()
+			if s := b.near.Stats(); s.Retried != tc.retried {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
 

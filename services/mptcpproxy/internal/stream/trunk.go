@@ -91,6 +91,7 @@ type trunk struct {
 	leaveFor  *Flow
 	replay    []byte // contents of a RESUME that came on the wrong loop
 	carried   uint64 // payload bytes sent for the flow
+	handed    int    // bytes that the socket has taken since the flow began
 	deadline  int64
 	last      int64 // when something came
 	pinged    int64 // PING sent, 0: not waiting
@@ -151,6 +152,7 @@ func (t *trunk) push(b []byte) {
 		t.kill(fmt.Errorf("writing to trunk %d of %s: %w", t.ID, t.Peer, errno))
 		return
 	}
+	t.handed += n
 	if n < len(b) {
 		t.writable = false
 		t.out, t.off = t.l.hold(b[n:]), 0
@@ -170,6 +172,7 @@ func (t *trunk) flushOut() {
 			return
 		}
 		t.off += n
+		t.handed += n
 	}
 	t.l.drop(t.out)
 	t.out, t.off = nil, 0
@@ -532,7 +535,7 @@ func (t *trunk) lost() bool {
 func (t *trunk) begin(mine bool) {
 	t.idle, t.reserved, t.mine, t.fresh, t.confirmed = false, false, mine, false, !mine
 	t.sentEnd, t.gotEnd, t.parking = false, false, false
-	t.carried, t.deadline, t.pinged = 0, 0, 0
+	t.carried, t.handed, t.deadline, t.pinged = 0, 0, 0, 0
 	if t.busyAt < 0 {
 		t.busyAt = len(t.l.busy)
 		t.l.busy = append(t.l.busy, t)
@@ -725,6 +728,8 @@ func (t *trunk) kill(err error) {
 	delete(l.trunk, t)
 	l.forget(&t.end, true)
 	l.e.trunkClosed(t, err)
+	// What the peer has not acknowledged it cannot have acted upon.
+	arrived := t.handed > 0 && outq(t.fd, false) < t.handed
 	resetFD(t.fd)
 	t.fd = -1
 	l.drop(t.in)
@@ -732,7 +737,7 @@ func (t *trunk) kill(err error) {
 	t.in, t.out, t.ctl, t.off = nil, nil, nil, 0
 	if f := t.f; f != nil {
 		t.f, f.t = nil, nil
-		f.trunkLost(t, err)
+		f.trunkLost(t, err, arrived)
 	}
 }
 

@@ -202,7 +202,7 @@ func (g *guestNode) evidence(ctx context.Context, dir string) error {
 	if !g.m.Running() {
 		return err
 	}
-	r, e := g.exec(bound, "ip addr; ip route show table all; ip -6 route show table all; ip rule; tc -s qdisc; mptcp status 2>/dev/null; true")
+	r, e := g.exec(bound, "ip addr; ip route show table all; ip -6 route show table all; ip rule; tc -s qdisc; mptcp status 2>/dev/null; mptcp paths 2>/dev/null; tail -n 50 /tmp/lab-jobs/*/output; true")
 	return errors.Join(err, e, os.WriteFile(filepath.Join(dir, g.n.Name+"-network.txt"), []byte(r.Output), 0o644))
 }
 

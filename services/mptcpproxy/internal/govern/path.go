@@ -34,8 +34,13 @@ const (
 	// slowest path takes what the others need. So it gets room from the start.
 	roomSlow     = 512 << 10
 	roomFast     = 6 << 20
-	slowRate     = 6e6  // bytes per second in all, up to which roomSlow does
-	fastest      = 50e6 // bytes per second; a faster path has its queue in this machine's CPUs, leave it
+	slowRate     = 6e6                    // bytes per second in all, up to which roomSlow does
+	fastest      = 50e6                   // bytes per second; a faster path has its queue in this machine's CPUs, leave it
+	leastQueue   = 10                     // segments that a path needs to be busy: TCP's own share in this machine
+	standsFor    = time.Second            // a queue must have stood before it is bounded
+	boundFor     = 5 * time.Second        // then the bound is tried for need
+	freeFor      = 400 * time.Millisecond // without it
+	alike        = 20 * time.Millisecond  // round trips that differ more: the scheduler fills by delay, a bound for all would starve the longest path
 	grace        = 1500 * time.Millisecond
 	bulkUnacked  = 16 << 10
 	bulkFor      = 500 * time.Millisecond
@@ -217,6 +222,8 @@ type group struct {
 	before    float64   // rate when the bound was set
 	slack     float64   // factor on the bound
 	reviewed  time.Time
+	calm      time.Time // when no queue stood last
+	since     time.Time // when the bound was set
 	limit     int       // bytes for all bulk connections, 0 = no bound
 	differ    time.Time // when the paths were unequal last
 	rate      float64   // of all paths, bytes per second
@@ -230,7 +237,8 @@ func (g *group) review(now time.Time, paths []*path) {
 	}
 	g.reviewed = now
 	var rate, fast, slowest float64
-	var longest, shortest, worst time.Duration
+	var longest, shortest, target time.Duration
+	worst := 0.0 // queue in parts of what is aimed at
 	for _, p := range paths {
 		r := p.rate()
 		if r == 0 {
@@ -245,8 +253,10 @@ func (g *group) review(now time.Time, paths []*path) {
 			shortest = rtt
 		}
 		longest = max(longest, p.minRTT())
+		want := max(g.target, time.Duration(leastQueue*float64(p.mss)/r*float64(time.Second)))
+		target = max(target, want)
 		if q, ok := p.queue(); ok {
-			worst = max(worst, q)
+			worst = max(worst, float64(q)/float64(want))
 		}
 	}
 	g.rate = rate
@@ -263,34 +273,41 @@ func (g *group) review(now time.Time, paths []*path) {
 	default:
 		g.unsent = 0
 	}
-	switch {
-	case rate == 0 || rate > fastest || now.Before(g.quietTill):
+	if rate == 0 || rate > fastest || now.Before(g.quietTill) || longest-shortest > alike {
 		g.release()
 		return
-	case !g.active:
-		if worst < g.target+g.target/2 {
+	}
+	if !g.active {
+		if worst < 1.5 {
+			g.calm = now
 			return
 		}
-		g.active, g.before, g.slack = true, rate, 1
+		if now.Sub(g.calm) < standsFor {
+			return
+		}
+		g.active, g.before, g.slack, g.since = true, rate, 1, now
+	}
+	switch {
+	case now.Sub(g.since) >= boundFor:
+		// Perhaps the bound is all that keeps the rate where it is.
+		g.quietTill = now.Add(freeFor)
+		g.release()
+		return
 	case rate < 0.93*g.before:
-		// Less comes through than before. If that is our bound's fault (the
-		// path has become longer, say) a larger one shows it.
 		g.slack = min(g.slack*1.1, 8)
 		g.before *= 0.98
-	case worst < g.target/2:
+	case worst < 0.5:
 		g.slack = min(g.slack*1.03, 8)
-	case worst > g.target+g.target/4:
+	case worst > 1.25:
 		g.slack = max(g.slack/1.03, 0.7)
 	}
 	g.before = max(g.before, rate)
-	// The scheduler of MPTCP fills all paths to the same delay, so a short
-	// one holds back the share of a long one unless both have the long one's.
-	g.limit = int(rate * (longest + g.target).Seconds() * g.slack)
+	g.limit = int(rate * (longest + target).Seconds() * g.slack)
 }
 
 // disturb forgets the bound for a while, because paths came or went.
 func (g *group) disturb(now time.Time) {
-	g.quietTill = now.Add(grace)
+	g.quietTill, g.calm = now.Add(grace), now.Add(grace)
 	g.release()
 }
 

@@ -70,7 +70,6 @@ type sock struct {
 	fd      int
 	peer    string
 	busy    bool
-	plain   bool // fell back to TCP: sampled by TCP_INFO
 	cc      string
 	sndbuf  int // set by us, 0 = the kernel's own
 	bulk    time.Time

@@ -11,10 +11,9 @@ var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 // feed gives a path samples for a time: rate in bytes per second, one sample
 // in 25 ms, as Run does.
 type feed struct {
-	rate       float64
-	rtt, min   time.Duration
-	loss       float64 // share of segments, in every fourth sample
-	noSegments bool
+	rate     float64
+	rtt, min time.Duration
+	loss     float64 // share of segments, in every fourth sample
 }
 
 const step = 25 * time.Millisecond

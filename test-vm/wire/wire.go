@@ -40,8 +40,8 @@ type passage struct {
 // inFlight is how many frames may be under way in one direction: 100 Mbit/s with 100 ms and full-size frames.
 const inFlight = 4096
 
-// New joins a and b; figures[0] are those from a to b. watch, unless nil, sees every frame when it arrives; it must not
-// keep the frame.
+// New joins a and b; figures[0] are those from a to b. watch, unless nil, sees every frame when it arrives; it is
+// called by two goroutines, one a direction, and must not keep the frame.
 func New(a, b End, figures [2]Figures, seed uint64, watch func(dir int, at time.Time, frame []byte)) *Wire {
 	w := &Wire{ends: [2]End{a, b}, watch: watch}
 	for i := range w.sides {

@@ -117,8 +117,13 @@ func (m *memoryEnd) Close() error { close(m.closed); return nil }
 func TestWire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newMemoryEnd(), newMemoryEnd()
+		var mu sync.Mutex
 		var watched []int
-		w := New(a, b, [2]Figures{{Delay: 30 * time.Millisecond}, {Delay: 50 * time.Millisecond}}, 1, func(dir int, _ time.Time, frame []byte) { watched = append(watched, dir) })
+		w := New(a, b, [2]Figures{{Delay: 30 * time.Millisecond}, {Delay: 50 * time.Millisecond}}, 1, func(dir int, _ time.Time, frame []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			watched = append(watched, dir)
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- w.Run(ctx) }()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -111,6 +112,13 @@ func (m *memoryEnd) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// arrived is what the wire has written so far, and when.
+func (m *memoryEnd) arrived() ([][]byte, []time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.got), slices.Clone(m.times)
+}
+
 func (m *memoryEnd) Close() error { close(m.closed); return nil }
 
 // TestWire: frames arrive unchanged, in order and when they are due; both ends are closed at the end.
@@ -132,22 +140,26 @@ func TestWire(t *testing.T) {
 			a.in <- []byte{byte(i), 1, 2}
 		}
 		synctest.Wait()
-		if len(b.got) != 0 {
+		if got, _ := b.arrived(); len(got) != 0 {
 			t.Error("frames arrive without delay")
 		}
 		time.Sleep(30 * time.Millisecond)
 		synctest.Wait()
-		if len(b.got) != 3 || b.got[2][0] != 2 || b.times[2].Sub(start) != 30*time.Millisecond {
-			t.Errorf("arrived: %v at %v", b.got, b.times)
+		if got, times := b.arrived(); len(got) != 3 || got[2][0] != 2 || times[2].Sub(start) != 30*time.Millisecond {
+			t.Errorf("arrived: %v at %v", got, times)
 		}
 		w.Set(0, Figures{Black: true})
 		a.in <- []byte{9}
 		b.in <- []byte{8}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if len(b.got) != 3 || len(a.got) != 1 || len(watched) != 4 || watched[3] != 1 {
-			t.Errorf("on a wire that is black one way: %v, back %v, watched %v", b.got, a.got, watched)
+		there, _ := b.arrived()
+		back, _ := a.arrived()
+		mu.Lock()
+		if len(there) != 3 || len(back) != 1 || len(watched) != 4 || watched[3] != 1 {
+			t.Errorf("on a wire that is black one way: %v, back %v, watched %v", there, back, watched)
 		}
+		mu.Unlock()
 		if c := w.Counts(0); c.Passed != 3 || c.Silenced != 1 {
 			t.Errorf("counts %+v", c)
 		}

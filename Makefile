@@ -41,7 +41,7 @@ host: ## the device binary for this machine, one link per applet and service, in
 	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
-test: lint unit image repro boot-test lab-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests, lab
+test: lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests
 
 lint: ## gofmt, vet, staticcheck
 	@out=$$(gofmt -l image init services boards test-vm); [ -z "$$out" ] || { echo "not gofmt-ed (run gofmt -w on them):"; echo "$$out"; exit 1; }

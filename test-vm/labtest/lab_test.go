@@ -95,6 +95,14 @@ func measured(v report.Value) bool {
 	return true
 }
 
+func page(rep *report.Report, path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(rep.HTML(f), f.Close())
+}
+
 // guests is the topology that runs in QEMU.
 const guests = "mptcp-two-paths"
 
@@ -108,7 +116,7 @@ func TestGuests(t *testing.T) {
 }
 
 // notHere are topologies that take too long for every test run; make lab runs them.
-var notHere = map[string]bool{"three-unequal-paths": true, "unequal-rate": true, "unequal-delay": true, "lossy-path": true}
+var notHere = map[string]bool{"three-unequal-paths": true, "unequal-rate": true, "unequal-delay": true, "lossy-path": true, "parallel-flows": true}
 
 // TestNamespaces runs all others with the programs of make host.
 func TestNamespaces(t *testing.T) {

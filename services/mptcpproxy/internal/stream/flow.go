@@ -628,7 +628,11 @@ func (f *Flow) bind(t *trunk) {
 	f.t, t.f = t, f
 	f.wake = false
 	f.last = l.now
-	t.deadline = l.now + int64(min(answerTime<<f.tries, answerMax))
+	wait := openTime
+	if f.begun {
+		wait = answerTime
+	}
+	t.deadline = l.now + int64(min(wait<<f.tries, answerMax))
 	if f.begun {
 		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd, f.turn}.append(t.ctl)
 		l.count.resumes.Add(1)

@@ -30,11 +30,13 @@ var (
 )
 
 const (
-	// answerTime is how long an OPEN or RESUME waits for any answer before the
-	// trunk counts as stale and another is taken; it doubles each time.
-	answerTime = 8 * time.Second
+	// openTime and answerTime are how long an OPEN and a RESUME wait for any
+	// answer before the trunk counts as stale and another is taken; they double
+	// each time. New flows come in crowds, and fill slow paths.
+	openTime   = 8 * time.Second
+	answerTime = 2 * time.Second
 	answerMax  = time.Minute
-	// progressTime is how much longer it waits while the peer's kernel goes on
+	// progressTime is how much longer an OPEN waits while the peer's kernel goes on
 	// acknowledging: many flows at once fill slow paths for seconds.
 	progressTime = 30 * time.Second
 	// openTries and resumeTries bound that: an OPEN gives up after a minute, a
@@ -754,7 +756,7 @@ func (t *trunk) tick() {
 			t.control(framePending)
 			return
 		}
-		if f != nil && t.mine && t.progress() {
+		if f != nil && t.mine && t.fresh && t.progress() {
 			t.deadline = l.now + int64(progressTime)
 			return
 		}

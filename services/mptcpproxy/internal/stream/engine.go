@@ -40,7 +40,7 @@ type Options struct {
 	// MaxFlows bounds the flows at once (default 50,000). Above it a new one
 	// is refused.
 	MaxFlows int
-	// OpenTimeout is how long a new flow waits for a trunk (default 30 s).
+	// OpenTimeout is how long a new flow waits for a trunk (default 10 s).
 	OpenTimeout time.Duration
 	// IdleMax and IdleTime: idle trunks above that number (for each loop and
 	// peer that we dial) are closed once unused for that long (default 16, 60 s).
@@ -177,7 +177,7 @@ func New(o Options) (*Engine, error) {
 	number(&o.IdleMax, 16)
 	span(&o.ParkIdle, 10*time.Second)
 	span(&o.KeepAlive, 2*time.Hour)
-	span(&o.OpenTimeout, 30*time.Second)
+	span(&o.OpenTimeout, 10*time.Second)
 	span(&o.IdleTime, time.Minute)
 	if o.FlowBuffer < readPressed {
 		return nil, fmt.Errorf("flow buffer of %d bytes: at least %d are needed", o.FlowBuffer, readPressed)

@@ -628,11 +628,7 @@ func (f *Flow) bind(t *trunk) {
 	f.t, t.f = t, f
 	f.wake = false
 	f.last = l.now
-	wait := openTime
-	if f.begun {
-		wait = answerTime
-	}
-	t.deadline = l.now + int64(min(wait<<f.tries, answerMax))
+	t.deadline = l.now + int64(min(answerTime<<f.tries, answerMax))
 	if f.begun {
 		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd, f.turn}.append(t.ctl)
 		l.count.resumes.Add(1)

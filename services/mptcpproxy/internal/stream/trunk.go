@@ -30,16 +30,11 @@ var (
 )
 
 const (
-	// openTime and answerTime are how long an OPEN and a RESUME wait for any
-	// answer before the trunk counts as stale and another is taken; they double
-	// each time. New flows come in crowds, and fill slow paths.
-	openTime   = 8 * time.Second
+	// answerTime is how long an OPEN or RESUME waits for any answer before the
+	// trunk counts as stale and another is taken; it doubles each time.
 	answerTime = 2 * time.Second
 	answerMax  = time.Minute
-	// progressTime is how much longer an OPEN waits while the peer's kernel goes on
-	// acknowledging: many flows at once fill slow paths for seconds.
-	progressTime = 30 * time.Second
-	// openTries and resumeTries bound that: an OPEN gives up after a minute, a
+	// openTries and resumeTries bound that: an OPEN gives up after 14 s, a
 	// sleeping flow outlives outages of a quarter of an hour, as TCP does.
 	openTries   = 3
 	resumeTries = 20
@@ -97,7 +92,6 @@ type trunk struct {
 	replay    []byte // contents of a RESUME that came on the wrong loop
 	carried   uint64 // payload bytes sent for the flow
 	handed    int    // bytes that the socket has taken since the flow began
-	acked     int    // of them, at the last deadline
 	deadline  int64
 	last      int64 // when something came
 	pinged    int64 // PING sent, 0: not waiting
@@ -541,7 +535,7 @@ func (t *trunk) lost() bool {
 func (t *trunk) begin(mine bool) {
 	t.idle, t.reserved, t.mine, t.fresh, t.confirmed = false, false, mine, false, !mine
 	t.sentEnd, t.gotEnd, t.parking = false, false, false
-	t.carried, t.handed, t.acked, t.deadline, t.pinged = 0, 0, 0, 0, 0
+	t.carried, t.handed, t.deadline, t.pinged = 0, 0, 0, 0
 	if t.busyAt < 0 {
 		t.busyAt = len(t.l.busy)
 		t.l.busy = append(t.l.busy, t)
@@ -756,10 +750,6 @@ func (t *trunk) tick() {
 			t.control(framePending)
 			return
 		}
-		if f != nil && t.mine && t.fresh && t.progress() {
-			t.deadline = l.now + int64(progressTime)
-			return
-		}
 		t.kill(ErrStale)
 		return
 	}
@@ -773,14 +763,6 @@ func (t *trunk) tick() {
 		t.parking = true
 		t.control(framePark)
 	}
-}
-
-// progress tells whether the peer has acknowledged more since it was asked last.
-func (t *trunk) progress() bool {
-	acked := t.handed - outq(t.fd, false)
-	more := acked > t.acked
-	t.acked = max(acked, t.acked)
-	return more
 }
 
 // ping asks an idle trunk whether it lives.

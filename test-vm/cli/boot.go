@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"weft/test-vm/lab"
 )
@@ -58,14 +57,10 @@ func (p *program) boot(ctx context.Context, o *options) error {
 	p.describe(m, cfg)
 
 	// The terminal is restored before anything else is printed.
-	restore := func() {}
 	keys := make(chan byte)
-	if in, ok := p.stdin.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
-		state, err := term.MakeRaw(int(in.Fd()))
-		if err != nil {
-			return fmt.Errorf("switch the terminal to raw mode: %w", err)
-		}
-		restore = func() { term.Restore(int(in.Fd()), state) } // nothing can be done about a terminal that has gone
+	restore, err := p.rawTerminal()
+	if err != nil {
+		return err
 	}
 	defer restore()
 	ctx, cancel := context.WithCancel(ctx)

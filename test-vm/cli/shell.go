@@ -180,15 +180,25 @@ func (p *program) enter(ctx context.Context, node string, a access, command []st
 	return err
 }
 
+// rawTerminal hands keys on as they are typed, until restore is called. Where
+// the input is no terminal there is nothing to do.
+func (p *program) rawTerminal() (restore func(), err error) {
+	in, ok := p.stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return func() {}, nil
+	}
+	state, err := term.MakeRaw(int(in.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("switch the terminal to raw mode: %w", err)
+	}
+	return func() { term.Restore(int(in.Fd()), state) }, nil // nothing can be done about a terminal that has gone
+}
+
 // console joins the terminal and a guest's console.
 func (p *program) console(ctx context.Context, conn net.Conn, from io.Reader) error {
-	restore := func() {}
-	if in, ok := p.stdin.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
-		state, err := term.MakeRaw(int(in.Fd()))
-		if err != nil {
-			return fmt.Errorf("switch the terminal to raw mode: %w", err)
-		}
-		restore = func() { term.Restore(int(in.Fd()), state) } // nothing can be done about a terminal that has gone
+	restore, err := p.rawTerminal()
+	if err != nil {
+		return err
 	}
 	defer restore()
 	ctx, cancel := context.WithCancel(ctx)

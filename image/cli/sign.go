@@ -248,21 +248,27 @@ func attachSignature(file string, chain ucert.Chain) error {
 	if err != nil {
 		return err
 	}
+	signed := sha256.New()
+	var size int64
 	if err := replaceFile(file, func(dst *os.File) error {
 		src, err := os.Open(file)
 		if err != nil {
 			return err
 		}
 		defer src.Close()
-		w := firmware.NewWriter(dst)
+		w := firmware.NewWriter(io.MultiWriter(dst, signed))
 		if _, err := io.Copy(w, src); err != nil {
 			return err
 		}
-		return w.Append(firmware.Signature, chain.Encode())
+		if err := w.Append(firmware.Signature, chain.Encode()); err != nil {
+			return err
+		}
+		size, err = dst.Seek(0, io.SeekCurrent)
+		return err
 	}); err != nil {
 		return fmt.Errorf("sign %s: %w", file, err)
 	}
-	return updateIndexes(file, unsigned)
+	return updateIndexes(file, hex.EncodeToString(signed.Sum(nil)), unsigned, size)
 }
 
 // sumOfImage is the sha256 of everything before the first signature.
@@ -296,13 +302,8 @@ func sumOfImage(file string) (string, error) {
 // updateIndexes writes the new sums of a signed image into the profiles.json and
 // sha256sums beside it, where it is listed there. sha256_unsigned is the sum
 // before signing, as OpenWrt has it.
-func updateIndexes(file, unsigned string) error {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	digest := sha256.Sum256(b)
-	sum, name, dir := hex.EncodeToString(digest[:]), filepath.Base(file), filepath.Dir(file)
+func updateIndexes(file, sum, unsigned string, size int64) error {
+	name, dir := filepath.Base(file), filepath.Dir(file)
 
 	profiles := filepath.Join(dir, "profiles.json")
 	sums := map[string]string{name: sum}
@@ -313,7 +314,7 @@ func updateIndexes(file, unsigned string) error {
 		if err := dec.Decode(&doc); err != nil {
 			return fmt.Errorf("%s: %w", profiles, err)
 		}
-		if setImageSums(doc, name, sum, unsigned, len(b)) {
+		if setImageSums(doc, name, sum, unsigned, size) {
 			out, err := json.Marshal(doc)
 			if err != nil {
 				return fmt.Errorf("%s: %w", profiles, err)
@@ -346,7 +347,7 @@ func updateIndexes(file, unsigned string) error {
 	return replaceFile(list, func(f *os.File) error { _, err := f.WriteString(out.String()); return err })
 }
 
-func setImageSums(doc map[string]any, name, sum, unsigned string, size int) bool {
+func setImageSums(doc map[string]any, name, sum, unsigned string, size int64) bool {
 	found := false
 	profiles, _ := doc["profiles"].(map[string]any)
 	for _, p := range profiles {
@@ -441,17 +442,18 @@ func verifyFile(file, keys string, required int) (*check, error) {
 		return rep, nil
 	}
 	rep.Image = scan.ImageSize
-	if err := scan.Verify(io.NewSectionReader(f, 0, st.Size())); err != nil {
+	sum := sha256.New()
+	whole := io.TeeReader(io.NewSectionReader(f, 0, st.Size()), sum)
+	if err := scan.Verify(whole); err != nil {
 		fault("%v", err)
 	}
-	for _, c := range scan.Chunks {
-		rep.Chunks = append(rep.Chunks, chunkReport{c.Kind.String(), c.Offset, c.Size, fmt.Sprintf("%08x", c.CRC)})
-	}
-	sum := sha256.New()
-	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, st.Size())); err != nil {
+	if _, err := io.Copy(io.Discard, whole); err != nil { // what Verify has left unread
 		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	rep.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	for _, c := range scan.Chunks {
+		rep.Chunks = append(rep.Chunks, chunkReport{c.Kind.String(), c.Offset, c.Size, fmt.Sprintf("%08x", c.CRC)})
+	}
 	switch info, err := scan.Info(); {
 	case errors.Is(err, firmware.ErrNotFound):
 		rep.Notes = append(rep.Notes, "no metadata: a system cannot tell which board the image is for")

@@ -1259,3 +1259,28 @@ func FuzzClient(f *testing.F) {
 		c.Close()
 	})
 }
+
+// TestEnd answers a call whose method takes the owner's connection down.
+func TestEnd(t *testing.T) {
+	b := startBroker(t)
+	owner, caller := b.dial(t), b.dial(t)
+	answered := make(chan struct{})
+	if _, err := owner.Publish(&Object{Name: "power", Methods: []Method{{Name: "off", Handle: func(_ context.Context, r *Request) error {
+		r.End()
+		if err := r.Reply(map[string]any{"late": true}); err == nil {
+			t.Error("a reply after End was taken")
+		}
+		<-answered
+		return StatusUnknownError
+	}}}}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := caller.Call(t.Context(), "power", "off", nil)
+	close(answered)
+	if err != nil || len(out) != 0 {
+		t.Errorf("got %v, %v while the method still ran", out, err)
+	}
+	if _, err := caller.Call(t.Context(), "power", "off", nil); err != nil {
+		t.Errorf("the next call: %v", err)
+	}
+}

@@ -46,6 +46,8 @@ type Request struct {
 	seq   uint16
 	objID uint32
 
+	quiet bool // the caller wants no answer
+
 	mu    sync.Mutex
 	ended bool
 	out   *os.File
@@ -93,12 +95,20 @@ func (r *Request) ReplyFD(f *os.File) error {
 // Decode is r.Args.Decode.
 func (r *Request) Decode(v any) error { return r.Args.Decode(v) }
 
-// finish ends the call.
-func (r *Request) finish(s Status, quiet bool) {
+// End ends the call with success before Handle returns: for a method that
+// takes the connection down, such as a reboot, whose caller would otherwise be
+// told that the connection failed. What Handle returns does not count any more.
+func (r *Request) End() { r.finish(StatusOK) }
+
+// finish ends the call, the first time.
+func (r *Request) finish(s Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.ended {
+		return
+	}
 	r.ended = true
-	if !quiet {
+	if !r.quiet {
 		r.l.reply(r.peer, r.seq, r.objID, s, r.out)
 	}
 	if r.out != nil {
@@ -325,7 +335,7 @@ func (p *Published) invoked(l *link, m *message, a *attrs) {
 	}
 	r := &Request{
 		Object: p.object.Name, Method: a.method, Args: args, User: a.user, Group: a.group, File: m.file,
-		l: l, peer: m.peer(), seq: m.seq(), objID: a.objID,
+		l: l, peer: m.peer(), seq: m.seq(), objID: a.objID, quiet: quiet,
 	}
 	m.file = nil
 	handle := p.object.Methods[i].Handle
@@ -337,7 +347,7 @@ func (p *Published) invoked(l *link, m *message, a *attrs) {
 		}()
 		status := StatusUnknownError
 		p.c.guard("method", func() { status = p.c.statusOf(r, handle(l.ctx, r)) })
-		r.finish(status, quiet)
+		r.finish(status)
 	})
 }
 

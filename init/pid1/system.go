@@ -23,6 +23,7 @@ func (p *pid1) systemMethods() []bus.Method {
 		{Name: "board", Handle: func(_ context.Context, r *bus.Request) error { return r.Reply(board("")) }},
 		{Name: "info", Handle: func(_ context.Context, r *bus.Request) error { return r.Reply(info("", time.Now())) }},
 		{Name: "reboot", Handle: func(_ context.Context, r *bus.Request) error {
+			r.End() // the answer must be out before the broker stops
 			p.request(powerRequest{reboot, "bus"})
 			return nil
 		}},

@@ -3,15 +3,14 @@ package squash
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
+
+	"weft/image/pins"
 )
 
 func TestParseList(t *testing.T) {
@@ -47,21 +46,21 @@ func FuzzParseList(f *testing.F) {
 	})
 }
 
-// host runs a program of the machine; it stands in for the pinned one.
-type host string
-
-func (h host) Command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, string(h), args...)
-}
-
 // TestRoundTrip writes a squashfs with one and with two processors and reads
-// it back.
+// it back, by the pinned programs: with those of squashfs-tools 4.5.1 the bytes
+// depend now and then on the number of processors.
 func TestRoundTrip(t *testing.T) {
-	// Up to 4.5.1 the bytes depend now and then on the number of processors.
-	out, err := exec.Command("mksquashfs", "-version").Output()
-	var major, minor int
-	if _, scanErr := fmt.Sscanf(string(out), "mksquashfs version %d.%d", &major, &minor); scanErr != nil || major < 4 || major == 4 && minor < 6 {
-		t.Skipf("the machine's mksquashfs is missing or older than 4.6 (%q, %v): the image test runs the pinned one", out, err)
+	store, err := pins.Open(pins.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mksquashfs, err := store.Tool(t.Context(), "mksquashfs")
+	if err != nil {
+		t.Skipf("the pinned mksquashfs cannot be had: %v", err)
+	}
+	unsquashfs, err := store.Tool(t.Context(), "unsquashfs")
+	if err != nil {
+		t.Fatal(err)
 	}
 	data := bytes.Repeat([]byte("some text that compresses "), 40000)
 	feed := func(w io.Writer) error {
@@ -85,7 +84,7 @@ func TestRoundTrip(t *testing.T) {
 	for i := range made {
 		old := runtime.GOMAXPROCS(i + 1)
 		file := filepath.Join(t.TempDir(), "s")
-		err := Write(t.Context(), host("mksquashfs"), file, 1700000000, feed)
+		err := Write(t.Context(), mksquashfs, file, 1700000000, feed)
 		runtime.GOMAXPROCS(old)
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +92,7 @@ func TestRoundTrip(t *testing.T) {
 		if made[i], err = os.ReadFile(file); err != nil {
 			t.Fatal(err)
 		}
-		list, err := List(t.Context(), host("unsquashfs"), file)
+		list, err := List(t.Context(), unsquashfs, file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +100,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("listed %+v", list)
 		}
 		var b bytes.Buffer
-		if err := Cat(t.Context(), host("unsquashfs"), file, "f", &b); err != nil || !bytes.Equal(b.Bytes(), data) {
+		if err := Cat(t.Context(), unsquashfs, file, "f", &b); err != nil || !bytes.Equal(b.Bytes(), data) {
 			t.Errorf("Cat: %d bytes, %v", b.Len(), err)
 		}
 	}
@@ -109,7 +108,7 @@ func TestRoundTrip(t *testing.T) {
 		t.Error("one and two processors give different bytes")
 	}
 	boom := errors.New("boom")
-	if err := Write(t.Context(), host("mksquashfs"), filepath.Join(t.TempDir(), "s"), 1, func(io.Writer) error { return boom }); err == nil {
+	if err := Write(t.Context(), mksquashfs, filepath.Join(t.TempDir(), "s"), 1, func(io.Writer) error { return boom }); err == nil {
 		t.Error("a failing feed gave a file system")
 	}
 }

@@ -18,7 +18,7 @@ build_flags = --board "$(BOARD)" --role "$(ROLE)" --bin-dir "$(BIN_DIR)" \
 # The race detector needs a C compiler; without one the same tests run without it, and say so.
 race := $(if $(shell command -v gcc || command -v clang),-race)
 
-.PHONY: help image run info manifest host test lint unit boot-test lab lab-images lab-test soak fuzz repro bench-build bench-boot bench-mptcp \
+.PHONY: help image run info manifest host test judges lint unit boot-test lab lab-images lab-test soak fuzz repro bench-build bench-boot bench-mptcp \
 	pins-update clean
 
 help: ## list the targets
@@ -41,7 +41,16 @@ host: ## the device binary for this machine, one link per applet and service, in
 	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
-test: lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests
+test: $(if $(CI),judges) lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests
+
+# The foreign programs that judge our output. Tests skip what is missing, and say so; CI installs them first.
+judges_for := ip:iproute2 nft:nftables iperf3:iperf3 haproxy:haproxy mptcpize:mptcpize tshark:tshark openssl:openssl \
+	mksquashfs:squashfs-tools cpio:cpio fsck.fat:dosfstools sgdisk:gdisk sfdisk:fdisk dash:dash busybox:busybox
+judges_missing = $(foreach j,$(judges_for),$(if $(shell PATH="$$PATH:/usr/sbin:/sbin" command -v $(firstword $(subst :, ,$(j)))),,$(lastword $(subst :, ,$(j)))))
+
+judges: ## install the foreign programs that judge our output in tests (Debian, as root)
+	@missing="$(strip $(judges_missing))"; [ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
+		|| echo "could not install $$missing: the tests that need them are skipped"
 
 lint: ## gofmt, vet, staticcheck
 	@out=$$(gofmt -l image init services boards test-vm); [ -z "$$out" ] || { echo "not gofmt-ed (run gofmt -w on them):"; echo "$$out"; exit 1; }

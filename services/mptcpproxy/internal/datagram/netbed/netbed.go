@@ -6,17 +6,14 @@
 package netbed
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"runtime"
-	"strings"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"weft/services/mptcpproxy/internal/nstest"
 )
 
 // Namespaces of a bed.
@@ -37,36 +34,22 @@ var (
 
 // Bed is one network.
 type Bed struct {
+	*nstest.Set
 	t       testing.TB
-	prefix  string
 	workers map[string]chan func()
-	paths   int
 }
-
-var count atomic.Int32
 
 // New makes a network with paths paths. It is taken away when the test ends.
 // Without root, iproute2 or nft the test is skipped.
 func New(t testing.TB, paths int) *Bed {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("making network namespaces needs root")
-	}
-	for _, tool := range []string{"ip", "tc", "nft"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("making networks needs the tool %s", tool)
+	b := &Bed{t: t, workers: map[string]chan func(){}}
+	b.Set = nstest.New(t, []string{Client, Near, Far, Sink}, "tc", "nft")
+	t.Cleanup(func() { // before the namespaces go
+		for _, w := range b.workers {
+			close(w)
 		}
-	}
-	b := &Bed{t: t, prefix: fmt.Sprintf("weftd%d-%d-", os.Getpid(), count.Add(1)), workers: map[string]chan func(){}, paths: paths}
-	t.Cleanup(b.remove)
-	for _, n := range []string{Client, Near, Far, Sink} {
-		if out, err := exec.Command("ip", "netns", "add", b.prefix+n).CombinedOutput(); err != nil {
-			t.Skipf("network namespaces cannot be made here: %v: %s", err, out)
-		}
-		b.Sysctl(n, "net/ipv6/conf/default/accept_dad", "0")
-		b.Sysctl(n, "net/ipv6/conf/all/accept_dad", "0")
-		b.Run(n, "ip", "link", "set", "lo", "up")
-	}
+	})
 	for i := 1; i <= paths; i++ {
 		b.link(Near, fmt.Sprintf("p%d", i), Far, fmt.Sprintf("p%d", i), fmt.Sprintf("10.%d.0", i), fmt.Sprintf("fd02:%d:", i))
 	}
@@ -93,55 +76,11 @@ func New(t testing.TB, paths int) *Bed {
 
 func (b *Bed) link(ns1, dev1, ns2, dev2, net4, net6 string) {
 	b.t.Helper()
-	b.must("ip", "link", "add", dev1, "netns", b.prefix+ns1, "type", "veth", "peer", "name", dev2, "netns", b.prefix+ns2)
+	b.Link(ns1, dev1, ns2, dev2)
 	for i, e := range [][2]string{{ns1, dev1}, {ns2, dev2}} {
 		b.Run(e[0], "ip", "addr", "add", fmt.Sprintf("%s.%d/24", net4, i+1), "dev", e[1])
 		b.Run(e[0], "ip", "addr", "add", fmt.Sprintf("%s:%d/64", net6, i+1), "dev", e[1], "nodad")
 		b.Run(e[0], "ip", "link", "set", e[1], "up")
-	}
-}
-
-func (b *Bed) remove() {
-	for _, w := range b.workers {
-		close(w)
-	}
-	for _, n := range []string{Client, Near, Far, Sink} {
-		_ = exec.Command("ip", "netns", "del", b.prefix+n).Run()
-	}
-}
-
-func (b *Bed) must(args ...string) {
-	b.t.Helper()
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		b.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-}
-
-// Command prepares a command in a namespace.
-func (b *Bed) Command(ns string, args ...string) *exec.Cmd {
-	return exec.Command("ip", append([]string{"netns", "exec", b.prefix + ns}, args...)...)
-}
-
-// Run runs a command in a namespace; the test ends if it fails.
-func (b *Bed) Run(ns string, args ...string) string {
-	b.t.Helper()
-	cmd := b.Command(ns, args...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
-		b.t.Fatalf("%s: %s: %v\n%s%s", ns, strings.Join(args, " "), err, out.String(), errs.String())
-	}
-	return out.String()
-}
-
-// Try runs a command in a namespace and forgets how it ends.
-func (b *Bed) Try(ns string, args ...string) { _ = b.Command(ns, args...).Run() }
-
-// Sysctl writes a setting below /proc/sys.
-func (b *Bed) Sysctl(ns, name, value string) {
-	b.t.Helper()
-	if err := b.In(ns, func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0) }); err != nil {
-		b.t.Fatalf("%s: set %s to %s: %v", ns, name, value, err)
 	}
 }
 
@@ -155,12 +94,7 @@ func (b *Bed) In(ns string, f func() error) error {
 		ready := make(chan error)
 		go func() {
 			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-			file, err := os.Open("/run/netns/" + b.prefix + ns)
-			if err == nil {
-				err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
-				file.Close()
-			}
-			ready <- err
+			ready <- b.Enter(ns)
 			for f := range w {
 				f()
 			}

@@ -41,7 +41,7 @@ host: ## the device binary for this machine, one link per applet and service, in
 	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
-test: $(if $(CI),judges) lint unit image repro boot-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests
+test: $(if $(CI),judges) lint unit image repro boot-test lab-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests, lab
 
 # The foreign programs that judge our output. Tests skip what is missing, and say so; CI installs them first.
 judges_for := ip:iproute2 nft:nftables iperf3:iperf3 haproxy:haproxy mptcpize:mptcpize tshark:tshark openssl:openssl \

@@ -35,21 +35,30 @@ var (
 // Bed is one network.
 type Bed struct {
 	*nstest.Set
-	t       testing.TB
-	workers map[string]chan func()
+	workers map[string]chan func() // by namespace; only read once New is done
 }
 
 // New makes a network with paths paths. It is taken away when the test ends.
 // Without root, iproute2 or nft the test is skipped.
 func New(t testing.TB, paths int) *Bed {
 	t.Helper()
-	b := &Bed{t: t, workers: map[string]chan func(){}}
-	b.Set = nstest.New(t, []string{Client, Near, Far, Sink}, "tc", "nft")
-	t.Cleanup(func() { // before the namespaces go
-		for _, w := range b.workers {
-			close(w)
+	names := []string{Client, Near, Far, Sink}
+	b := &Bed{nstest.New(t, names, "tc", "nft"), map[string]chan func(){}}
+	for _, n := range names {
+		w, ready := make(chan func()), make(chan error)
+		b.workers[n] = w
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+			ready <- b.Enter(n)
+			for f := range w {
+				f()
+			}
+		}()
+		t.Cleanup(func() { close(w) }) // before the namespaces go
+		if err := <-ready; err != nil {
+			t.Fatal(err)
 		}
-	})
+	}
 	for i := 1; i <= paths; i++ {
 		b.link(Near, fmt.Sprintf("p%d", i), Far, fmt.Sprintf("p%d", i), fmt.Sprintf("10.%d.0", i), fmt.Sprintf("fd02:%d:", i))
 	}
@@ -75,7 +84,6 @@ func New(t testing.TB, paths int) *Bed {
 }
 
 func (b *Bed) link(ns1, dev1, ns2, dev2, net4, net6 string) {
-	b.t.Helper()
 	b.Link(ns1, dev1, ns2, dev2)
 	for i, e := range [][2]string{{ns1, dev1}, {ns2, dev2}} {
 		b.Run(e[0], "ip", "addr", "add", fmt.Sprintf("%s.%d/24", net4, i+1), "dev", e[1])
@@ -87,30 +95,13 @@ func (b *Bed) link(ns1, dev1, ns2, dev2, net4, net6 string) {
 // In calls f on a thread that is in the namespace. Sockets that f opens stay
 // there. Calls for one namespace come one after another.
 func (b *Bed) In(ns string, f func() error) error {
-	w := b.workers[ns]
-	if w == nil {
-		w = make(chan func())
-		b.workers[ns] = w
-		ready := make(chan error)
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-			ready <- b.Enter(ns)
-			for f := range w {
-				f()
-			}
-		}()
-		if err := <-ready; err != nil {
-			b.t.Fatalf("enter namespace %s: %v", ns, err)
-		}
-	}
 	done := make(chan error)
-	w <- func() { done <- f() }
+	b.workers[ns] <- func() { done <- f() }
 	return <-done
 }
 
 // Socket is unix.Socket in a namespace.
 func (b *Bed) Socket(ns string) func(domain, typ, proto int) (int, error) {
-	_ = b.In(ns, func() error { return nil }) // the worker is there before others need it
 	return func(domain, typ, proto int) (fd int, err error) {
 		err = b.In(ns, func() (err error) { fd, err = unix.Socket(domain, typ, proto); return err })
 		return fd, err
@@ -119,7 +110,6 @@ func (b *Bed) Socket(ns string) func(domain, typ, proto int) (int, error) {
 
 // Shape limits both directions of a path to mbit Mbit/s, with 50 ms of queue.
 func (b *Bed) Shape(path int, mbit float64) {
-	b.t.Helper()
 	for _, ns := range []string{Near, Far} {
 		b.Run(ns, "tc", "qdisc", "replace", "dev", fmt.Sprintf("p%d", path), "root", "tbf",
 			"rate", fmt.Sprintf("%.0fkbit", mbit*1000), "burst", "16kb", "latency", "50ms")
@@ -128,7 +118,6 @@ func (b *Bed) Shape(path int, mbit float64) {
 
 // Cut makes a path swallow everything in silence, or pass it again.
 func (b *Bed) Cut(path int, cut bool) {
-	b.t.Helper()
 	for _, ns := range []string{Near, Far} {
 		table := fmt.Sprintf("cut%d", path)
 		if !cut {

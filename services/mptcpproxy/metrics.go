@@ -3,13 +3,14 @@ package mptcpproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"weft/services/mptcpproxy/internal/settings"
 	"weft/services/mptcpproxy/internal/status"
@@ -41,10 +42,8 @@ func (m *metricsServer) follow(s *service, cfg *settings.Config) {
 		s.env.Log.Error("metrics are not served", "address", addr, "error", err)
 		return
 	}
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(newCollector(s.Report))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", metricsHandler(s.Report))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 	m.addr, m.srv = addr, srv
 	m.work.Go(func() {
@@ -68,24 +67,15 @@ func (m *metricsServer) stop() {
 	m.addr, m.srv = "", nil
 }
 
-// metric is one exported figure.
+// metric is one exported figure; without the prefix mptcpproxy_.
 type metric struct {
-	desc *prometheus.Desc
-	kind prometheus.ValueType
-}
-
-// collector turns a report into metrics at each scrape.
-type collector struct {
-	report func() status.Report
-	m      map[string]metric
-}
-
-// metricTable lists what is exported; the README has it for people.
-var metricTable = []struct {
 	name, help string
 	counter    bool
 	labels     []string
-}{
+}
+
+// metricTable lists what is exported; the README has it for people.
+var metricTable = []metric{
 	{"up", "1 while the proxy works.", false, nil},
 	{"bypass", "1 while no peer is up and new flows are routed or rejected as option fail says.", false, nil},
 	{"peer_up", "1 while the control connection with the peer stands.", false, []string{"peer", "side"}},
@@ -125,32 +115,64 @@ var metricTable = []struct {
 	{"heap_bytes", "Objects on the heap of this process.", false, nil},
 }
 
-func newCollector(report func() status.Report) *collector {
-	c := &collector{report: report, m: map[string]metric{}}
-	for _, t := range metricTable {
-		kind := prometheus.GaugeValue
-		if t.counter {
-			kind = prometheus.CounterValue
+// metricsHandler serves the report of the moment to a few scrapers at once.
+func metricsHandler(report func() status.Report) http.Handler {
+	slots := make(chan struct{}, 4)
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			http.Error(w, "too many scrapes at once: try again later", http.StatusServiceUnavailable)
+			return
 		}
-		c.m[t.name] = metric{prometheus.NewDesc("mptcpproxy_"+t.name, t.help, t.labels, nil), kind}
-	}
-	return c
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		w.Write(appendMetrics(nil, report())) // a scraper that has gone needs nothing more
+	})
 }
 
-// Describe implements prometheus.Collector.
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, t := range metricTable {
-		ch <- c.m[t.name].desc
+// appendMetrics appends the report in Prometheus's text exposition format,
+// version 0.0.4, sorted by name. The format is written here, since the client
+// library costs every start of every program of the device binary a
+// millisecond of package initialisation, ten times that under emulation.
+func appendMetrics(b []byte, r status.Report) []byte {
+	table := slices.SortedFunc(slices.Values(metricTable), func(a, c metric) int { return strings.Compare(a.name, c.name) })
+	samples := make([][]byte, len(table))
+	collect(r, func(name string, v float64, labels ...string) {
+		i, ok := slices.BinarySearchFunc(table, name, func(m metric, name string) int { return strings.Compare(m.name, name) })
+		if !ok {
+			panic("BUG: metric " + name + " is not in the table")
+		}
+		samples[i] = appendSample(samples[i], table[i], v, labels)
+	})
+	for i, m := range table {
+		if len(samples[i]) == 0 {
+			continue
+		}
+		kind := "gauge"
+		if m.counter {
+			kind = "counter"
+		}
+		b = fmt.Appendf(b, "# HELP mptcpproxy_%s %s\n# TYPE mptcpproxy_%[1]s %[3]s\n", m.name, m.help, kind)
+		b = append(b, samples[i]...)
 	}
+	return b
 }
 
-// Collect implements prometheus.Collector.
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	r := c.report()
-	put := func(name string, v float64, labels ...string) {
-		m := c.m[name]
-		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
+func appendSample(b []byte, m metric, v float64, values []string) []byte {
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+	b = append(append(b, "mptcpproxy_"...), m.name...)
+	for i, value := range values {
+		b = fmt.Appendf(b, `%c%s="%s"`, "{,"[min(i, 1)], m.labels[i], escape.Replace(value))
 	}
+	if len(values) > 0 {
+		b = append(b, '}')
+	}
+	return append(strconv.AppendFloat(append(b, ' '), v, 'g', -1, 64), '\n')
+}
+
+// collect calls put for every figure of the report.
+func collect(r status.Report, put func(name string, v float64, labels ...string)) {
 	is := func(b bool) float64 {
 		if b {
 			return 1

@@ -1,12 +1,15 @@
 package mptcpproxy
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"weft/services/mptcpproxy/internal/settings"
 	"weft/services/mptcpproxy/internal/status"
@@ -102,18 +105,30 @@ func TestLimits(t *testing.T) {
 // TestMetrics scrapes a report in which every list has an entry, and wants each
 // documented metric once.
 func TestMetrics(t *testing.T) {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(newCollector(func() status.Report {
+	server := httptest.NewServer(metricsHandler(func() status.Report {
 		return status.Report{
 			State: "running",
 			Peers: []status.Peer{{Name: "exit", Near: true, Up: true, RTT: 12}, {Name: "exit"}},
-			Paths: []status.Path{{Name: "wan", Device: "eth1", State: "up", Sent: 7}},
+			Paths: []status.Path{{Name: "w\\a\"n\n", Device: "eth1", State: "up", Sent: 7}},
 			Flows: status.Flows{Open: 3},
 		}
 	}))
-	families, err := reg.Gather()
+	defer server.Close()
+	res, err := http.Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	parser := expfmt.NewTextParser(model.LegacyValidation) // of Prometheus itself
+	families, err := parser.TextToMetricFamilies(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := families["mptcpproxy_path_up"].GetMetric()[0].GetLabel()[0].GetValue(); got != "w\\a\"n\n" {
+		t.Errorf("label %q", got)
+	}
+	if n := len(families["mptcpproxy_peer_up"].GetMetric()); n != 2 {
+		t.Errorf("%d peers, want 2", n)
 	}
 	got := map[string]float64{}
 	for _, f := range families {

@@ -16,6 +16,7 @@ import (
 	"hash/crc32"
 	"net/netip"
 	"strings"
+	"sync"
 )
 
 // SignatureV2 begins each header of version 2. It is no text of any protocol.
@@ -74,7 +75,9 @@ var (
 	ErrChecksum = errors.New("PROXY header with wrong checksum")
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made when it is first used: no other program of the device
+// binary shall wait for it.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // AppendV2 writes a version 2 header for a TCP connection behind b: 28 bytes
 // for IPv4, 52 for IPv6; where the families differ, IPv4 is mapped into IPv6.
@@ -123,7 +126,7 @@ func AppendV2TLV(b []byte, src, dst netip.AddrPort, tlvs []TLV, checksum bool) (
 	}
 	binary.BigEndian.PutUint16(b[start+14:], uint16(n))
 	if checksum {
-		binary.BigEndian.PutUint32(b[len(b)-4:], crc32.Checksum(b[start:], castagnoli))
+		binary.BigEndian.PutUint32(b[len(b)-4:], crc32.Checksum(b[start:], castagnoli()))
 	}
 	return b, nil
 }
@@ -209,9 +212,9 @@ func parseV2(b []byte, h *Header) (int, error) {
 				return 0, fmt.Errorf("%w: checksum of %d bytes, expected 4", ErrMalformed, l-3)
 			}
 			var zero [4]byte
-			sum := crc32.Update(0, castagnoli, b[:at+3])
-			sum = crc32.Update(sum, castagnoli, zero[:])
-			sum = crc32.Update(sum, castagnoli, b[at+7:end])
+			sum := crc32.Update(0, castagnoli(), b[:at+3])
+			sum = crc32.Update(sum, castagnoli(), zero[:])
+			sum = crc32.Update(sum, castagnoli(), b[at+7:end])
 			if sum != binary.BigEndian.Uint32(rest[3:]) {
 				return 0, ErrChecksum
 			}

@@ -3,8 +3,8 @@ package mptcpproxy
 import (
 	"cmp"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"slices"
 	"time"
 
@@ -220,15 +220,13 @@ func (c *core) flows() []status.Flow {
 	return out
 }
 
-// memory is what the Go heap holds, and its limit.
+// memory is what the Go heap holds, and its limit. (Package runtime/metrics has
+// it without stopping the world for a moment, and makes every start of every
+// program of the device binary slower.)
 func memory() status.Memory {
-	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	metrics.Read(s)
-	m := status.Memory{Limit: debug.SetMemoryLimit(-1)}
-	if s[0].Value.Kind() == metrics.KindUint64 {
-		m.Heap = s[0].Value.Uint64()
-	}
-	return m
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return status.Memory{Limit: debug.SetMemoryLimit(-1), Heap: m.HeapAlloc}
 }
 
 // summary is the line for the supervisor.

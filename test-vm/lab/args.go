@@ -73,7 +73,11 @@ func (c Config) args(l launch) []string {
 	sata, usb := false, false
 	for i, d := range c.Disks {
 		id := fmt.Sprintf("disk%d", i)
-		drive := fmt.Sprintf("if=none,id=%s-file,format=raw,discard=unmap,file=%s", id, escape(l.disks[i]))
+		file := "file=" + escape(l.disks[i])
+		if d.NBD != "" {
+			file = "file.driver=nbd,file.server.type=unix,file.server.path=" + escape(l.disks[i])
+		}
+		drive := fmt.Sprintf("if=none,id=%s-file,format=raw,discard=unmap,%s", id, file)
 		if d.ReadOnly {
 			drive += ",readonly=on"
 		}

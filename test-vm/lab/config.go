@@ -49,6 +49,8 @@ type Disk struct {
 	ReadOnly bool
 	// InPlace uses Image itself, which must be raw, instead of a copy: what the guest writes stays.
 	InPlace bool
+	// NBD is the path of a unix socket whose server's unnamed export is the disk; it replaces Image and Size.
+	NBD string
 	// Snapshot makes QEMU keep the writes of a run in a temporary file that is gone when the run ends.
 	Snapshot bool
 }
@@ -152,7 +154,10 @@ func (c Config) defaults() (Config, error) {
 		default:
 			bad("disk %d: bus %q is not known; use virtio, ide, sata or usb", i, d.Bus)
 		}
-		if d.Image == "" && d.Size <= 0 {
+		switch {
+		case d.NBD != "" && (d.Image != "" || d.Size != 0 || d.InPlace):
+			bad("disk %d: a disk from an NBD server has no image and no size of its own", i)
+		case d.NBD == "" && d.Image == "" && d.Size <= 0:
 			bad("disk %d has neither an image nor a size", i)
 		}
 		if d.InPlace && (d.Image == "" || d.Size != 0 || strings.HasSuffix(d.Image, ".gz")) {

@@ -28,6 +28,8 @@ func TestArgs(t *testing.T) {
 			launch{code: "/f/CODE.fd", vars: "/d/vars.fd", disks: []string{"/d/0", "/d/1", "/d/2", "/d/3"}, fds: map[string]int{"qmp": 3, "ttyS0": 4}}},
 		{"kernel", Config{Kernel: "vmlinuz", Initrd: "initrd", Cmdline: "console=ttyS0 quiet", Consoles: []string{"ttyS1"}, GDB: "/d/gdb", Args: []string{"-snapshot"}},
 			launch{accel: []string{"-accel", "kvm"}, dataDir: []string{"/q/share"}, fds: map[string]int{"qmp": 3, "ttyS0": 5, "ttyS1": 4}}},
+		{"nbd", Config{Disks: []Disk{{NBD: "/d/disk.sock"}}},
+			launch{disks: []string{"/d/disk.sock"}, fds: map[string]int{"qmp": 3, "ttyS0": 4}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := tt.cfg.defaults()
@@ -54,7 +56,7 @@ func TestArgs(t *testing.T) {
 
 func TestConfigNamesAllFaults(t *testing.T) {
 	_, err := Config{Name: "x", Arch: "vax", Memory: 1, Accel: "warp", Cmdline: "a", Consoles: []string{"tty9", "ttyS1", "ttyS1"},
-		Disks: []Disk{{Bus: "scsi"}}, NICs: []NIC{{Link: NewLink("l"), Isolated: true}}}.defaults()
+		Disks: []Disk{{Bus: "scsi"}, {NBD: "/s", Size: 1}}, NICs: []NIC{{Link: NewLink("l"), Isolated: true}}}.defaults()
 	if err == nil {
 		t.Fatal("accepted")
 	}

@@ -97,8 +97,11 @@ func newMachine(ctx context.Context, q *QEMU, accel []string, cfg Config) (_ *Ma
 		if d.InPlace {
 			path = d.Image
 		}
+		if d.NBD != "" {
+			path = d.NBD
+		}
 		m.disks = append(m.disks, path)
-		if d.InPlace {
+		if d.InPlace || d.NBD != "" {
 			continue
 		}
 		if d.Image == "" {
@@ -164,7 +167,7 @@ func (m *Machine) Name() string { return m.cfg.Name }
 // Dir is the machine's folder; it goes with Close.
 func (m *Machine) Dir() string { return m.dir }
 
-// Disk is the raw file of disk i. It may be written only while the machine is off.
+// Disk is the raw file of disk i, or the socket of its NBD server. The file may be written only while the machine is off.
 func (m *Machine) Disk(i int) string { return m.disks[i] }
 
 // Forwards are the forwards of all cards, with the host's ports filled in.

@@ -153,3 +153,8 @@ func syncFS(dir string) error {
 	}
 	return nil
 }
+
+// SlotDir is the folder of the data file system, mounted at data, that holds the
+// overlay of a slot ("a" or "b"): upper/, work/, the state and, until it is
+// restored, a saved config.
+func SlotDir(data, slot string) string { return filepath.Join(data, "slot-"+slot) }

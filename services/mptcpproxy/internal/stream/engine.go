@@ -32,6 +32,11 @@ type Options struct {
 	// ParkIdle is how long a flow has been idle both ways before it gives its
 	// trunk back (default 10 s; negative: never).
 	ParkIdle time.Duration
+	// AskIdle is how long a flow sleeps before it asks whether the peer still
+	// knows it (default 10 min; negative: never). A gateway that died, or lost
+	// its memory of the flow in any other way, has its hosts' connections
+	// reset after that time at the latest.
+	AskIdle time.Duration
 	// NotSentLowat is TCP_NOTSENT_LOWAT of trunks, in bytes (0: left alone).
 	NotSentLowat int
 	// KeepAlive is the idle time before TCP keepalive probes a host, so that
@@ -176,6 +181,7 @@ func New(o Options) (*Engine, error) {
 	number(&o.MaxFlows, 50000)
 	number(&o.IdleMax, 16)
 	span(&o.ParkIdle, 10*time.Second)
+	span(&o.AskIdle, 10*time.Minute)
 	span(&o.KeepAlive, 2*time.Hour)
 	span(&o.OpenTimeout, 10*time.Second)
 	span(&o.IdleTime, time.Minute)
@@ -558,13 +564,10 @@ func (e *Engine) parkAfter(p *peer) time.Duration {
 		return d
 	}
 	p.mu.Lock()
-	n, wait := p.trunks, false
-	for _, w := range p.wait {
-		wait = wait || len(w) > 0
-	}
+	n := p.trunks
 	p.mu.Unlock()
 	switch {
-	case wait:
+	case p.short():
 		return min(d, e.tickBusy)
 	case n > 2048:
 		return min(d, max(d/32, e.tickBusy))
@@ -576,14 +579,9 @@ func (e *Engine) parkAfter(p *peer) time.Duration {
 
 func (e *Engine) anyWaiting() bool {
 	for _, p := range e.all() {
-		p.mu.Lock()
-		for _, w := range p.wait {
-			if len(w) > 0 {
-				p.mu.Unlock()
-				return true
-			}
+		if p.short() {
+			return true
 		}
-		p.mu.Unlock()
 	}
 	return false
 }

@@ -443,6 +443,10 @@ func (f *Flow) end(final frameType, err error) {
 	case t.parking && !t.gotEnd: // the frame has to wait for PARKED
 		t.deadline = l.now + int64(resetTime)
 	case final == frameReset && (t.blocked() || t.carried > resetQueue && outq(t.fd, false) > resetQueue):
+		if t.mine && !t.confirmed && !t.fresh {
+			t.kill(nil) // the peer sleeps: it has to learn of the end elsewhere
+			return
+		}
 		f.t, t.f = nil, nil
 		t.kill(nil)
 		f.gone(err)
@@ -513,6 +517,9 @@ func (f *Flow) trunkLost(t *trunk, err error, arrived bool) {
 			return
 		}
 		f.l.count.retried.Add(1)
+		if !f.begun {
+			f.rename()
+		}
 		f.wantTrunk()
 	default:
 		if err == nil {
@@ -520,6 +527,19 @@ func (f *Flow) trunkLost(t *trunk, err error, arrived bool) {
 		}
 		f.drop(err)
 	}
+}
+
+// rename gives a flow whose OPEN was lost another number for the next one: the
+// peer may have got that OPEN after all, and what it then knows by the old
+// number is not this flow.
+func (f *Flow) rename() {
+	f.p.mu.Lock()
+	defer f.p.mu.Unlock()
+	if f.p.flows[f.id] == f {
+		delete(f.p.flows, f.id)
+	}
+	f.id = f.e.nextID.Add(1)
+	f.p.flows[f.id] = f
 }
 
 // park gives the trunk back.
@@ -626,8 +646,17 @@ func (f *Flow) bind(t *trunk) {
 	l := f.l
 	t.begin(true)
 	f.t, t.f = t, f
-	f.wake = false
+	f.skip = 0 // the peer begins where we ask it to
 	f.last = l.now
+	if f.wake { // back to sleep as soon as the peer has answered
+		f.wake = false
+		f.last -= int64(max(f.e.o.ParkIdle, 0))
+	}
+	if f.final == frameReset { // which does not wait for what was sent before
+		f.sent -= uint64(len(f.retain))
+		l.drop(f.retain)
+		f.retain = nil
+	}
 	t.deadline = l.now + int64(min(answerTime<<f.tries, answerMax))
 	if f.begun {
 		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd, f.turn}.append(t.ctl)

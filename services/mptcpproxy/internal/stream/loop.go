@@ -326,13 +326,7 @@ func (l *loop) tick() {
 		f.tick()
 	}
 	l.e.tick(l)
-	if ka := int64(l.e.o.KeepAlive); ka > 0 {
-		for f := l.parks.head; f != nil && l.now-f.parkedAt > ka; f = l.parks.head {
-			l.parks.remove(f)
-			f.wake = true
-			f.wantTrunk()
-		}
-	}
+	l.ask()
 	for _, li := range l.lis {
 		if li.paused {
 			li.paused = false
@@ -344,6 +338,27 @@ func (l *loop) tick() {
 		d = l.e.tickBusy
 	}
 	l.ticks = l.now + int64(d)
+}
+
+// askMost is how many flows may ask at once, so that those which fell asleep
+// together do not take all trunks together.
+const askMost = 16
+
+// ask has the flows that have slept for long look whether the peer still knows
+// them.
+func (l *loop) ask() {
+	after := int64(l.e.o.AskIdle)
+	if after <= 0 {
+		return
+	}
+	for range askMost {
+		f := l.parks.head
+		if f == nil || l.now-f.parkedAt < after || f.p.short() {
+			return
+		}
+		f.wake = true
+		f.wantTrunk()
+	}
 }
 
 // stop resets what is left and closes every socket.

@@ -123,6 +123,18 @@ func (p *peer) need() {
 	}
 }
 
+// short tells whether flows wait for trunks.
+func (p *peer) short() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.wait {
+		if len(w) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // choose picks the loop of a new flow: one that has an idle trunk.
 func (p *peer) choose() *loop {
 	p.mu.Lock()

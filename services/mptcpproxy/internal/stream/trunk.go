@@ -600,14 +600,17 @@ func (t *trunk) accept(m openMessage) {
 	l, e := t.l, t.l.e
 	f := &Flow{e: e, l: l, p: t.p, id: m.flow, src: m.src, dst: m.dst, t: t, begun: true, last: l.now, start: l.now}
 	f.host.fd, f.host.owner = -1, f
-	t.f = f
 	t.p.mu.Lock()
 	old := t.p.flows[m.flow]
-	t.p.flows[m.flow] = f
-	t.p.mu.Unlock()
-	if old != nil { // near tries a second time
-		old.l.post(func() { old.fail(ErrSuperseded) })
+	if old == nil {
+		t.p.flows[m.flow] = f
 	}
+	t.p.mu.Unlock()
+	if old != nil {
+		t.kill(fmt.Errorf("%w: OPEN of flow %d, which there is already", ErrProtocol, m.flow))
+		return
+	}
+	t.f = f
 	l.flows[f] = struct{}{}
 	err := e.admit()
 	if err == nil && e.o.Allow != nil {
@@ -669,10 +672,13 @@ func (t *trunk) resume(p []byte) {
 			l.count.collisions.Add(1)
 			return
 		}
+		// The answer to an OPEN may have died with its trunk: this is as good.
+		f.begun = true
+		f.opened()
 	}
 	if f != nil && f.t != nil {
 		switch o := f.t; {
-		case o.mine && !o.confirmed:
+		case o.mine && !o.confirmed && !o.fresh:
 			l.count.collisions.Add(1)
 			o.control(frameYield)
 			f.t, o.f = nil, nil
@@ -688,7 +694,7 @@ func (t *trunk) resume(p []byte) {
 		return
 	}
 	l.parks.remove(f)
-	f.waiting = false
+	f.waiting, f.wake = false, false
 	f.t, t.f = t, f
 	f.last = l.now
 	f.tries = 0

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path"
@@ -15,12 +16,17 @@ import (
 	"weft/boards"
 )
 
-// Where things lie in the boot partition; the names under boot/ are LEDE's.
+// Where things lie in the boot partition; the names under boot/ are LEDE's, but
+// for the second copy of the environment, the rescue system and the folder of slot
+// b, which holds the same three files as boot/ has for slot a.
 const (
 	KernelFile    = "boot/vmlinuz"
 	InitramfsFile = "boot/initramfs.cpio.zst"
+	RescueFile    = "boot/rescue.cpio.zst"
+	SlotBFolder   = "boot/b"
 	ConfigFile    = "boot/grub/grub.cfg"
 	EnvFile       = "boot/grub/grubenv"
+	EnvCopyFile   = "boot/grub/grubenv2"
 	BootImgFile   = "boot/grub/boot.img"
 	CoreImgFile   = "boot/grub/core.img"
 )
@@ -61,41 +67,167 @@ func BootImg(lib string, l boards.Loader) ([]byte, error) {
 
 // Menu describes grub.cfg.
 type Menu struct {
-	Title    string // of the first entry; the second adds " (failsafe)"
-	PartUUID string // of the root file system
+	Title    string // of the first entry; the others add to it
+	PartUUID string // of the root file system of slot a
 	Cmdline  string // after root=… rootwait
 	GRUB     boards.GRUB
 }
 
-// Config returns grub.cfg: LEDE's header, then the two entries, whose command
-// lines begin as LEDE's do. Stock upgrades rewrite every PARTUUID= in it.
+// Config returns grub.cfg: LEDE's header and first two entries, one for the other
+// slot and one for the rescue system, and before them the functions that choose
+// a slot. Stock upgrades rewrite every PARTUUID= in it to that of partition 2, so
+// slot b is named from there (PARTNROFF=1).
 func (m Menu) Config() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "serial --unit=%d --speed=%d --word=8 --parity=no --stop=1 --rtscts=off\n", m.GRUB.SerialUnit, m.GRUB.SerialSpeed)
 	fmt.Fprintf(&b, "terminal_input console serial; terminal_output console serial\n\n")
 	fmt.Fprintf(&b, "set default=\"0\"\nset timeout=\"%d\"\n", m.GRUB.Timeout)
-	root := "root=PARTUUID=" + m.PartUUID + " rootwait"
-	for _, e := range []struct{ title, first string }{{m.Title, ""}, {m.Title + " (failsafe)", "failsafe=true "}} {
-		fmt.Fprintf(&b, "\nmenuentry %q {\n\tlinux /%s %s%s %s\n\tinitrd /%s\n}\n", e.title, KernelFile, e.first, root, m.Cmdline, InitramfsFile)
+	b.WriteString(strings.NewReplacer("@UUID@", m.PartUUID, "@CMDLINE@", m.Cmdline, "@ENV1@", "/"+EnvFile, "@ENV2@", "/"+EnvCopyFile,
+		"@COUNT@", countDown()).Replace(functions))
+	for _, e := range []struct{ title, body string }{
+		{m.Title, "weft_boot"},
+		{m.Title + " (failsafe)", "set weft_first=failsafe=true\n\tweft_boot"},
+		{m.Title + " (other slot)", "if [ \"$weft_slot\" = \"a\" ]; then weft_load b; else weft_load a; fi"},
+		{m.Title + " (rescue system)", "weft_rescue"},
+	} {
+		fmt.Fprintf(&b, "\nmenuentry %q {\n\t%s\n}\n", e.title, e.body)
 	}
 	return b.Bytes()
 }
+
+// maxTries is what GRUB can count down from in one digit (init/slot's MaxTries).
+const maxTries = 9
+
+// countDown is the body of weft_count's decision: GRUB has no arithmetic.
+func countDown() string {
+	var b strings.Builder
+	for n := maxTries; n > 0; n-- {
+		word := "elif"
+		if n == maxTries {
+			word = "if"
+		}
+		fmt.Fprintf(&b, "\t%s [ \"$weft_tries\" = \"%d\" ]; then set weft_next=%d\n", word, n, n-1)
+	}
+	return b.String() + "\tfi"
+}
+
+// functions choose and load a slot. The environment is written by init/slot, which
+// explains its variables; weft_tries is the only one that GRUB writes.
+const functions = `
+# Reads one copy of the slot state. True if it is plausible: the variables are
+# repeated in weft_check.
+function weft_read {
+	set weft_seq=; set weft_slot=; set weft_trial=; set weft_given=; set weft_boot=; set weft_check=; set weft_tries=
+	if [ -s "$1" ]; then
+		load_env --file "$1" weft_seq weft_slot weft_trial weft_given weft_boot weft_check weft_tries
+	fi
+	[ -n "$weft_seq" -a "$weft_check" = "$weft_seq/$weft_slot/$weft_trial/$weft_given/$weft_boot" ]
+}
+
+# Takes one try and makes sure that it is on the disk. False if none is left or
+# if it cannot be written: then the slot on trial is not started.
+function weft_count {
+	set weft_next=
+@COUNT@
+	if [ -n "$weft_next" ]; then
+		set weft_tries="$weft_next"
+		save_env --file "$weft_env" weft_tries
+		weft_read "$weft_env"
+	fi
+	[ -n "$weft_next" -a "$weft_tries" = "$weft_next" ]
+}
+
+# Loads kernel and initramfs of slot $1. True if both are there. (A false if
+# without else is true for GRUB, and it has no command false.)
+function weft_load {
+	if [ "$1" = "b" ]; then
+		if linux /boot/b/vmlinuz $weft_first root=PARTUUID=@UUID@/PARTNROFF=1 rootwait @CMDLINE@ weft.slot=b $weft_last; then
+			initrd /boot/b/initramfs.cpio.zst $weft_more
+		else [ "$1" = "" ]; fi
+	else
+		if linux /boot/vmlinuz $weft_first root=PARTUUID=@UUID@ rootwait @CMDLINE@ weft.slot=a $weft_last; then
+			initrd /boot/initramfs.cpio.zst $weft_more
+		else [ "$1" = "" ]; fi
+	fi
+}
+
+# Loads slot $1 if it may be started: not while it is being written, not after it
+# failed.
+function weft_try {
+	if [ "$weft_boot" = "ab" -o "$weft_boot" = "$1" ]; then
+		weft_load "$1"
+	else
+		[ "$1" = "" ]
+	fi
+}
+
+# The slot on trial, else the preferred one, else the other one, else the rescue
+# system.
+function weft_boot {
+	set weft_done=
+	if [ "$weft_trial" = "a" -o "$weft_trial" = "b" ]; then
+		if weft_count; then
+			set weft_last="weft.trial=$weft_tries panic=10"
+			if weft_load "$weft_trial"; then set weft_done=1; fi
+			set weft_last=
+		fi
+	fi
+	if [ -z "$weft_done" ]; then
+		if weft_try "$weft_slot"; then set weft_done=1; fi
+	fi
+	if [ -z "$weft_done" ]; then
+		if weft_try "$weft_other"; then set weft_done=1; fi
+	fi
+	if [ -z "$weft_done" ]; then weft_rescue; fi
+}
+
+# The rescue system with the kernel of the preferred slot, else of the other one;
+# without its file the kernel and initramfs alone, which look for it themselves.
+function weft_rescue {
+	set weft_last="weft.rescue=boot"
+	if weft_rescue_of "$weft_slot"; then set weft_done=1
+	elif weft_rescue_of "$weft_other"; then set weft_done=1
+	elif weft_load "$weft_slot"; then set weft_done=1
+	else weft_load "$weft_other"; fi
+}
+
+function weft_rescue_of {
+	set weft_more=/boot/rescue.cpio.zst
+	if [ "$1" = "b" ]; then set weft_more=/boot/b/rescue.cpio.zst; fi
+	set weft_found=
+	if [ -s "$weft_more" ]; then
+		if weft_load "$1"; then set weft_found=1; fi
+	fi
+	set weft_more=
+	[ -n "$weft_found" ]
+}
+
+# The newer plausible copy counts, of two equal ones the first.
+set weft_env=
+if weft_read @ENV1@; then set weft_env=@ENV1@; set weft_one="$weft_seq"; fi
+if weft_read @ENV2@; then
+	if [ -z "$weft_env" ]; then set weft_env=@ENV2@
+	elif [ "$weft_seq" -gt "$weft_one" ]; then set weft_env=@ENV2@; fi
+fi
+if [ -n "$weft_env" ]; then
+	weft_read "$weft_env"
+else
+	set weft_slot=a; set weft_trial=-; set weft_boot=ab
+fi
+if [ "$weft_slot" = "b" ]; then set weft_other=a; else set weft_slot=a; set weft_other=b; fi
+`
 
 // envSize is the size of GRUB's environment block, which its save_env can
 // change in place but not grow (grub include/grub/lib/envblk.h).
 const envSize = 1024
 
-// Env returns an environment block with the given assignments ("key=value"),
-// of the full size.
-func Env(vars ...string) ([]byte, error) {
-	text := "# GRUB Environment Block\n"
-	for _, v := range vars {
-		text += strings.NewReplacer("\\", "\\\\", "\n", "\\\n").Replace(v) + "\n"
-	}
-	if len(text) > envSize {
-		return nil, fmt.Errorf("GRUB environment of %d bytes: the block holds %d", len(text), envSize)
-	}
-	return []byte(text + strings.Repeat("#", envSize-len(text))), nil
+// FreshEnv returns what both copies of the environment hold in an image: slot a
+// has a system, slot b none, nothing is on trial. The form is that of init/slot,
+// whose test holds the two against each other.
+func FreshEnv() []byte {
+	text := "# GRUB Environment Block\nweft_seq=1\nweft_slot=a\nweft_trial=-\nweft_given=0\nweft_boot=a\nweft_bad=b\nweft_check=1/a/-/0/a\nweft_last=-\n"
+	text += fmt.Sprintf("weft_crc=%08x\nweft_tries=0\n", crc32.ChecksumIEEE([]byte(text)))
+	return []byte(text + strings.Repeat("#", envSize-len(text)))
 }
 
 // LoaderFile returns the path in the boot partition under which the loader's

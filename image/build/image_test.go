@@ -312,9 +312,9 @@ func testImage(t *testing.T, b *Builder, res *Result, im boards.Image) {
 	fat := cut(t, file, layout.Partitions[0])
 	b.judge(t, "fsck.fat", "-n", fat)
 	cfg := b.judge(t, "mtype", "-i", fat, "::"+boot.ConfigFile)
-	root := "root=PARTUUID=" + ids.PartUUID(im.Table, 2) + " rootwait console=tty1 console=ttyS0,115200n8 quiet"
-	for _, line := range []string{"linux /boot/vmlinuz " + root, "linux /boot/vmlinuz failsafe=true " + root, `menuentry "Weft (failsafe)"`} {
-		if !strings.Contains(cfg, line+"\n") && !strings.Contains(cfg, line+" {") {
+	root, rest := "root=PARTUUID="+ids.PartUUID(im.Table, 2), " rootwait console=tty1 console=ttyS0,115200n8 quiet weft.slot="
+	for _, line := range []string{"linux /boot/vmlinuz $weft_first " + root + rest + "a", "linux /boot/b/vmlinuz $weft_first " + root + "/PARTNROFF=1" + rest + "b", `menuentry "Weft (failsafe)"`} {
+		if !strings.Contains(cfg, line+" ") {
 			t.Errorf("grub.cfg lacks %q:\n%s", line, cfg)
 		}
 	}
@@ -323,11 +323,16 @@ func testImage(t *testing.T, b *Builder, res *Result, im boards.Image) {
 		t.Fatal(err)
 	}
 	b.judge(t, "grub-script-check", cfgFile)
-	env := filepath.Join(t.TempDir(), "grubenv")
-	b.judge(t, "mcopy", "-i", fat, "::"+boot.EnvFile, env)
-	b.judge(t, "grub-editenv", env, "set", "slot=2")
-	if st, err := os.Stat(env); err != nil || st.Size() != 1024 {
-		t.Errorf("grubenv after a change: %v, %v", st, err)
+	for _, name := range []string{boot.EnvFile, boot.EnvCopyFile} {
+		env := filepath.Join(t.TempDir(), "grubenv")
+		b.judge(t, "mcopy", "-i", fat, "::"+name, env)
+		if list := b.judge(t, "grub-editenv", env, "list"); !strings.Contains(list, "weft_slot=a\n") {
+			t.Errorf("%s: GRUB reads\n%s", name, list)
+		}
+		b.judge(t, "grub-editenv", env, "set", "weft_tries=2")
+		if st, err := os.Stat(env); err != nil || st.Size() != 1024 {
+			t.Errorf("%s after a change: %v, %v", name, st, err)
+		}
 	}
 	out := b.judge(t, "mdir", "-/", "-b", "-i", fat, "::")
 	files := []string{boot.KernelFile, boot.InitramfsFile}

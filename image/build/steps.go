@@ -551,10 +551,7 @@ func (b *Builder) runBoot(ctx context.Context, im boards.Image, loaders, out str
 	layout := disk.NewLayout(im.Table, b.board.Partitions)
 	ids := b.ids()
 	menu := boot.Menu{Title: Dist, PartUUID: ids.PartUUID(im.Table, disk.Rootfs), Cmdline: b.board.Kernel.Cmdline, GRUB: b.board.GRUB}
-	env, err := boot.Env()
-	if err != nil {
-		return err
-	}
+	env := boot.FreshEnv()
 	tmp, err := os.MkdirTemp(filepath.Dir(out), "files-")
 	if err != nil {
 		return err
@@ -564,7 +561,7 @@ func (b *Builder) runBoot(ctx context.Context, im boards.Image, loaders, out str
 		boot.KernelFile:    filepath.Join(b.engine.out(stepModules), kernelFile),
 		boot.InitramfsFile: filepath.Join(b.engine.out(stepInitramfs), initramfsFile),
 	}
-	for name, data := range map[string][]byte{boot.ConfigFile: menu.Config(), boot.EnvFile: env} {
+	for name, data := range map[string][]byte{boot.ConfigFile: menu.Config(), boot.EnvFile: env, boot.EnvCopyFile: env} {
 		f := filepath.Join(tmp, path.Base(name))
 		if err := os.WriteFile(f, data, 0o644); err != nil {
 			return err
@@ -581,7 +578,7 @@ func (b *Builder) runBoot(ctx context.Context, im boards.Image, loaders, out str
 			files[boot.LoaderFile(l)] = filepath.Join(loaders, name)
 		}
 	}
-	fat := &disk.FAT{Sectors: layout.Partition(disk.Boot).Sectors, Label: "kernel", Serial: ids.Signature, Files: files, Epoch: max(b.epoch, fatStart)}
+	fat := &disk.FAT{Sectors: layout.Partition(disk.Boot).Sectors, Label: "kernel", Serial: ids.Signature, Files: files, Folders: []string{boot.SlotBFolder}, Epoch: max(b.epoch, fatStart)}
 	for name, tool := range map[string]*disk.Commander{"mformat": &fat.Mformat, "mmd": &fat.Mmd, "mcopy": &fat.Mcopy} {
 		t, err := b.store.Tool(ctx, name)
 		if err != nil {

@@ -26,6 +26,8 @@ type FAT struct {
 	// Files maps the path in the file system to the file that holds its
 	// content. Folders are made as needed.
 	Files map[string]string
+	// Folders are made even if no file lies in them.
+	Folders []string
 	// Epoch is every file's time, in seconds since 1970.
 	Epoch int64
 	// Mformat, Mmd and Mcopy are mtools' programs.
@@ -65,6 +67,7 @@ func (f *FAT) Write(ctx context.Context, file string) error {
 			dirs = append(dirs, d)
 		}
 	}
+	dirs = append(dirs, f.Folders...)
 	slices.Sort(dirs)
 	for _, d := range slices.Compact(dirs) { // parents sort before children
 		if err := f.run(f.Mmd.Command(ctx, "-i", file, "::"+d)); err != nil {

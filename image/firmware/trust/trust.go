@@ -112,29 +112,118 @@ type Signer struct {
 // enough known keys vouch, else it wraps ErrUnsigned or ErrTooFew; the signers
 // tell the details either way.
 func (k *Keyring) Check(f *firmware.File, r io.ReaderAt, now time.Time) ([]Signer, error) {
-	var signers []Signer
-	distinct := map[string]bool{}
-	for i, c := range f.Chunks {
-		if c.Kind != firmware.Signature {
+	c := k.Begin(f, now)
+	if _, err := io.Copy(c, io.NewSectionReader(r, 0, f.Signed())); err != nil {
+		return nil, fmt.Errorf("read what was signed: %w", err)
+	}
+	// Signatures behind the first cover those before them.
+	for _, chunk := range f.Chunks {
+		if n := chunk.Offset - c.pos; n > 0 {
+			if _, err := io.Copy(c, io.NewSectionReader(r, c.pos, n)); err != nil {
+				return nil, fmt.Errorf("read what was signed: %w", err)
+			}
+		}
+	}
+	return c.Finish()
+}
+
+// Checker is a Check that is given the file piece by piece, from its start to its
+// end: for a file that can be read once only.
+type Checker struct {
+	ring *Keyring
+	all  []*pending
+	pos  int64
+}
+
+type pending struct {
+	Signer
+	end   int64 // the signature covers the file up to here
+	roots []*usign.PublicKey
+	left  []*usign.Verifier
+}
+
+// Begin starts a Checker for a file whose trailers are known.
+func (k *Keyring) Begin(f *firmware.File, now time.Time) *Checker {
+	c := &Checker{ring: k}
+	for i, chunk := range f.Chunks {
+		if chunk.Kind != firmware.Signature {
 			continue
 		}
-		s := Signer{Chunk: i}
-		chain, err := ucert.Parse(c.Payload)
+		p := &pending{Signer: Signer{Chunk: i}, end: chunk.Offset}
+		chain, err := ucert.Parse(chunk.Payload)
 		if err == nil {
-			s.Signed = chain[len(chain)-1].Signature.Fingerprint
-			message := func() io.Reader { return io.NewSectionReader(r, 0, c.Offset) }
-			s.Root, _, err = chain.Verify(message, k.Keys, now, func(f usign.Fingerprint) bool { return k.Revoked[f] })
+			p.Signed = chain[len(chain)-1].Signature.Fingerprint
+			p.roots, p.left, err = chain.Resolve(k.Keys, now, func(f usign.Fingerprint) bool { return k.Revoked[f] })
 		}
-		if s.Err = err; err == nil {
-			distinct[string(s.Root.Key)] = true // two fingerprints of one key are one signer
-		}
-		signers = append(signers, s)
+		p.Err = err
+		c.all = append(c.all, p)
 	}
-	switch need := max(k.Required, 1); {
-	case len(signers) == 0:
-		return nil, ErrUnsigned
+	return c
+}
+
+// Write takes the next piece of the file. It never fails.
+func (c *Checker) Write(b []byte) (int, error) {
+	for _, p := range c.all {
+		if n := min(p.end-c.pos, int64(len(b))); n > 0 {
+			for _, v := range p.left {
+				_, _ = v.Write(b[:n])
+			}
+		}
+	}
+	c.pos += int64(len(b))
+	return len(b), nil
+}
+
+// Outlook says whether the signatures could suffice, before the file was read:
+// nil, or the error that Finish will give at best.
+func (c *Checker) Outlook() error {
+	return c.count(func(p *pending) []*usign.PublicKey { return p.roots })
+}
+
+// Finish gives the result as Check does, after the last piece.
+func (c *Checker) Finish() ([]Signer, error) {
+	for _, p := range c.all {
+		if p.Err != nil {
+			continue
+		}
+		if c.pos < p.end {
+			p.Err = fmt.Errorf("the file ended at byte %d of the %d signed ones: %w", c.pos, p.end, ucert.ErrUntrusted)
+			continue
+		}
+		for i, v := range p.left {
+			if p.Err = v.Check(); p.Err == nil {
+				p.Root = p.roots[i]
+				break
+			}
+			p.Err = fmt.Errorf("%w: %w", p.Err, ucert.ErrUntrusted)
+		}
+	}
+	var signers []Signer
+	for _, p := range c.all {
+		signers = append(signers, p.Signer)
+	}
+	return signers, c.count(func(p *pending) []*usign.PublicKey {
+		if p.Err != nil {
+			return nil
+		}
+		return []*usign.PublicKey{p.Root}
+	})
+}
+
+func (c *Checker) count(good func(*pending) []*usign.PublicKey) error {
+	distinct := map[string]bool{}
+	for _, p := range c.all {
+		if p.Err == nil {
+			for _, k := range good(p) {
+				distinct[string(k.Key)] = true // two fingerprints of one key are one signer
+			}
+		}
+	}
+	switch need := max(c.ring.Required, 1); {
+	case len(c.all) == 0:
+		return ErrUnsigned
 	case len(distinct) < need:
-		return signers, fmt.Errorf("%w: %d, %d must", ErrTooFew, len(distinct), need)
+		return fmt.Errorf("%w: %d, %d must", ErrTooFew, len(distinct), need)
 	}
-	return signers, nil
+	return nil
 }

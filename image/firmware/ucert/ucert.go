@@ -216,6 +216,39 @@ func parseCertificate(data []byte) (*Certificate, error) {
 // that signed the message. revoked says which keys may sign no longer; nil
 // means none. The error wraps ErrUntrusted.
 func (c Chain) Verify(message func() io.Reader, keys []*usign.PublicKey, now time.Time, revoked func(usign.Fingerprint) bool) (root, signer *usign.PublicKey, err error) {
+	return c.verify(keys, now, revoked, func(k *usign.PublicKey) error {
+		return k.VerifyReader(message(), c[len(c)-1].Signature)
+	})
+}
+
+// Resolve is Verify without the message: it checks the certificates alone and
+// returns what is left to do, a verifier of the message for each key that the
+// chain may start from.
+func (c Chain) Resolve(keys []*usign.PublicKey, now time.Time, revoked func(usign.Fingerprint) bool) (roots []*usign.PublicKey, left []*usign.Verifier, err error) {
+	var problem error
+	for _, k := range keys {
+		var v *usign.Verifier
+		_, _, err := c.verify([]*usign.PublicKey{k}, now, revoked, func(signer *usign.PublicKey) (err error) {
+			v, err = signer.Verifier(c[len(c)-1].Signature)
+			return err
+		})
+		switch {
+		case err == nil:
+			roots, left = append(roots, k), append(left, v)
+		case len(c) > 0 && k.Fingerprint == c[0].Signature.Fingerprint:
+			problem = err
+		}
+	}
+	if len(roots) > 0 {
+		return roots, left, nil
+	}
+	if problem == nil {
+		_, _, problem = c.verify(nil, now, revoked, nil)
+	}
+	return nil, nil, problem
+}
+
+func (c Chain) verify(keys []*usign.PublicKey, now time.Time, revoked func(usign.Fingerprint) bool, message func(*usign.PublicKey) error) (root, signer *usign.PublicKey, err error) {
 	if len(c) == 0 || c[len(c)-1].Certificate != nil {
 		return nil, nil, fmt.Errorf("the chain does not end in a signature of the image: %w", ErrUntrusted)
 	}
@@ -224,7 +257,7 @@ func (c Chain) Verify(message func() io.Reader, keys []*usign.PublicKey, now tim
 		if k.Fingerprint != c[0].Signature.Fingerprint {
 			continue
 		}
-		signer, err := c.follow(k, message, now, revoked)
+		signer, err := c.follow(k, now, revoked, message)
 		if err == nil {
 			return k, signer, nil
 		}
@@ -236,13 +269,13 @@ func (c Chain) Verify(message func() io.Reader, keys []*usign.PublicKey, now tim
 	return nil, nil, fmt.Errorf("%w: %w", problem, ErrUntrusted)
 }
 
-func (c Chain) follow(k *usign.PublicKey, message func() io.Reader, now time.Time, revoked func(usign.Fingerprint) bool) (*usign.PublicKey, error) {
+func (c Chain) follow(k *usign.PublicKey, now time.Time, revoked func(usign.Fingerprint) bool, message func(*usign.PublicKey) error) (*usign.PublicKey, error) {
 	for _, e := range c {
 		if revoked != nil && revoked(k.Fingerprint) {
 			return nil, fmt.Errorf("key %s was revoked", k.Fingerprint)
 		}
 		if e.Certificate == nil {
-			return k, k.VerifyReader(message(), e.Signature)
+			return k, message(k)
 		}
 		if err := k.Verify(e.signed, e.Signature); err != nil {
 			return nil, err

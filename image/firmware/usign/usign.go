@@ -25,6 +25,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"strings"
 
@@ -142,24 +143,50 @@ func (k *PublicKey) Verify(message []byte, s *Signature) error {
 }
 
 // VerifyReader is Verify of a message too large to hold in memory, read to its
-// end. It accepts what crypto/ed25519 accepts (RFC 8032, 5.1.7, without the
-// factor 8).
+// end.
 func (k *PublicKey) VerifyReader(message io.Reader, s *Signature) error {
-	if s.Fingerprint != k.Fingerprint {
-		return fmt.Errorf("key %s: %w, %s", k.Fingerprint, ErrOtherKey, s.Fingerprint)
+	v, err := k.Verifier(s)
+	if err != nil {
+		return err
 	}
-	hash := sha512.New()
-	hash.Write(s.Bytes[:32])
-	hash.Write(k.Key)
-	if _, err := io.Copy(hash, message); err != nil {
+	if _, err := io.Copy(v, message); err != nil {
 		return fmt.Errorf("key %s: read what was signed: %w", k.Fingerprint, err)
 	}
+	return v.Check()
+}
+
+// Verifier is a Verify that is given the message piece by piece.
+type Verifier struct {
+	key  *PublicKey
+	sig  *Signature
+	hash hash.Hash
+}
+
+// Verifier returns one for the signature; its error wraps ErrOtherKey.
+func (k *PublicKey) Verifier(s *Signature) (*Verifier, error) {
+	if s.Fingerprint != k.Fingerprint {
+		return nil, fmt.Errorf("key %s: %w, %s", k.Fingerprint, ErrOtherKey, s.Fingerprint)
+	}
+	v := &Verifier{key: k, sig: s, hash: sha512.New()}
+	v.hash.Write(s.Bytes[:32])
+	v.hash.Write(k.Key)
+	return v, nil
+}
+
+// Write takes the next piece of the message. It never fails.
+func (v *Verifier) Write(p []byte) (int, error) { return v.hash.Write(p) }
+
+// Check says whether the signature fits what was written; its error wraps
+// ErrSignature. It accepts what crypto/ed25519 accepts (RFC 8032, 5.1.7, without
+// the factor 8).
+func (v *Verifier) Check() error {
+	k, s := v.key, v.sig
 	minusA, err := new(edwards25519.Point).SetBytes(k.Key)
 	if err != nil {
 		return fmt.Errorf("key %s is no point of the curve: %w", k.Fingerprint, ErrSignature)
 	}
 	minusA.Negate(minusA)
-	h, err := new(edwards25519.Scalar).SetUniformBytes(hash.Sum(nil))
+	h, err := new(edwards25519.Scalar).SetUniformBytes(v.hash.Sum(nil))
 	if err != nil {
 		return fmt.Errorf("key %s: %w", k.Fingerprint, err)
 	}

@@ -27,6 +27,7 @@ type Data struct {
 	Name   string // of the volume in messages; default Device
 	Size   int64  // bytes
 	Dir    string // where to mount it
+	Slot   string // "a" or "b": the overlay lies in a folder of its own, SlotDir; "" for the root of the file system
 	Kernel Kernel
 
 	// Say tells the person at the console; the text has no prefix and no
@@ -54,6 +55,14 @@ func (d *Data) name() string {
 		return d.Name
 	}
 	return d.Device
+}
+
+// Root is the folder of the mounted file system that holds upper/ and work/.
+func (d *Data) Root() string {
+	if d.Slot == "" {
+		return d.Dir
+	}
+	return SlotDir(d.Dir, d.Slot)
 }
 
 func (d *Data) say(level slog.Level, format string, args ...any) {
@@ -265,6 +274,9 @@ func (d *Data) formatAndMount(ctx context.Context) error {
 	if err := d.mount("ext4", 0); err != nil {
 		return fmt.Errorf("mount the new data file system: %w", err)
 	}
+	if d.Slot != "" {
+		return nil // a slot without a folder has an empty overlay
+	}
 	return SetState(d.Dir, Pending)
 }
 
@@ -333,29 +345,35 @@ func rewrite(path string, data []byte) error {
 
 // settle is the last step of Open: state, upper/ and work/, space.
 func (d *Data) settle(archive string) error {
-	upper, work := filepath.Join(d.Dir, "upper"), filepath.Join(d.Dir, "work")
-	switch state := GetState(d.Dir); {
+	if d.Slot != "" {
+		if err := d.slots(); err != nil {
+			return err
+		}
+	}
+	root := d.Root()
+	upper, work := filepath.Join(root, "upper"), filepath.Join(root, "work")
+	switch state := GetState(root); {
 	case state == Ready:
 	case state == None && hasEntries(upper):
 		d.say(slog.LevelWarn, "the state of the overlay is lost: keeping its content")
-		if err := SetState(d.Dir, Ready); err != nil {
+		if err := SetState(root, Ready); err != nil {
 			d.say(slog.LevelWarn, "%v", err)
 		}
 	default:
 		if hasEntries(upper) {
 			d.say(slog.LevelWarn, "the last first boot or reset was not finished: starting again from an empty overlay")
 		}
-		if err := wipe(d.Dir, true); err != nil {
+		if err := wipe(root, true); err != nil {
 			return err
 		}
-		if err := SetState(d.Dir, Pending); err != nil {
+		if err := SetState(root, Pending); err != nil {
 			return err
 		}
 	}
 	if archive != "" {
 		src, err := os.Open(archive)
 		if err == nil {
-			err = errors.Join(copyDurably(filepath.Join(d.Dir, Saved), src), src.Close())
+			err = errors.Join(copyDurably(filepath.Join(root, Saved), src), src.Close())
 		}
 		if err != nil {
 			d.say(slog.LevelWarn, "the saved config found on %s cannot be kept: %v", d.name(), err)

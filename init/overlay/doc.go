@@ -7,6 +7,11 @@
 // over the squashfs at /rom, and the link .fs_state that says whether the first
 // boot or a reset was finished (2) or must be started again from nothing (1).
 //
+// Each of the two system slots has such a layout of its own, in the folders slot-a
+// and slot-b of the data file system (SlotDir): that of the running slot is shown
+// at /overlay, the whole at /data. A data file system without these folders, from
+// before there were slots or from LEDE, becomes that of slot a.
+//
 // # What is formatted, and what never
 //
 // A volume is formatted when it is blank, carries LEDE's mark DE AD C0 DE or

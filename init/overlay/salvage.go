@@ -41,7 +41,11 @@ func (d *Data) salvage() saved {
 	}
 	defer d.Kernel.Unmount(d.Dir)
 	s := saved{dir: filepath.Join(d.Scratch, "salvage")}
-	if err := copyTree(filepath.Join(d.Dir, "upper/etc"), filepath.Join(s.dir, "etc"), &s); err != nil {
+	from := filepath.Join(d.Root(), "upper/etc")
+	if _, err := os.Lstat(from); err != nil {
+		from = filepath.Join(d.Dir, "upper/etc") // the layout before there were slots
+	}
+	if err := copyTree(from, filepath.Join(s.dir, "etc"), &s); err != nil {
 		d.say(slog.LevelWarn, "what is readable on %s is saved in part: %v", d.name(), err)
 	}
 	return s
@@ -52,14 +56,17 @@ func (d *Data) putBack(s saved) error {
 	if s.files == 0 {
 		return nil
 	}
+	if err := os.MkdirAll(d.Root(), 0o755); err != nil {
+		return err
+	}
 	var again saved
-	if err := copyTree(filepath.Join(s.dir, "etc"), filepath.Join(d.Dir, "upper/etc"), &again); err != nil {
+	if err := copyTree(filepath.Join(s.dir, "etc"), filepath.Join(d.Root(), "upper/etc"), &again); err != nil {
 		d.say(slog.LevelWarn, "what was saved from %s is put back in part: %v", d.name(), err)
 	}
 	if err := syncFS(d.Dir); err != nil {
 		return err
 	}
-	if err := SetState(d.Dir, Ready); err != nil {
+	if err := SetState(d.Root(), Ready); err != nil {
 		return err
 	}
 	return os.RemoveAll(s.dir)

@@ -73,7 +73,7 @@ func SetState(dir string, s State) error {
 // remove and returns the errors.
 func wipe(dir string, keepSaved bool) error {
 	return eraseBut(dir, func(name string) bool {
-		return name == stateName || name == "lost+found" || keepSaved && name == Saved
+		return name == stateName || name == "lost+found" || keepSaved && (name == Saved || name == Before)
 	})
 }
 

@@ -18,8 +18,6 @@ type Before struct {
 	DefaultRoute6 bool     `json:"default_route6"`
 }
 
-const beforeName = "before.json"
-
 // SaveBefore leaves b for the slot that is about to be tried, below data, where
 // the data file system is mounted. Prepare comes first.
 func SaveBefore(data string, id ID, b Before) error {
@@ -28,7 +26,7 @@ func SaveBefore(data string, id ID, b Before) error {
 	if err != nil {
 		return fail(err)
 	}
-	path := filepath.Join(overlay.SlotDir(data, string(id)), beforeName)
+	path := filepath.Join(overlay.SlotDir(data, string(id)), overlay.Before)
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fail(err)
@@ -49,7 +47,7 @@ func SaveBefore(data string, id ID, b Before) error {
 // LoadBefore reads what SaveBefore left; the error wraps fs.ErrNotExist if there
 // is nothing.
 func LoadBefore(data string, id ID) (Before, error) {
-	text, err := os.ReadFile(filepath.Join(overlay.SlotDir(data, string(id)), beforeName))
+	text, err := os.ReadFile(filepath.Join(overlay.SlotDir(data, string(id)), overlay.Before))
 	if err != nil {
 		return Before{}, fmt.Errorf("read what the network was like: %w", err)
 	}

@@ -152,7 +152,7 @@ func Prepare(data string, id ID, config io.Reader) error {
 		return fail(fmt.Errorf("slot %q: want a or b", id))
 	}
 	dir := overlay.SlotDir(data, string(id))
-	fresh, old := dir+".new", dir+".old"
+	fresh, old := dir+".fresh", dir+".old"
 	for _, d := range []string{fresh, old} {
 		if err := os.RemoveAll(d); err != nil {
 			return fail(err)

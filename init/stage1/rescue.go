@@ -135,3 +135,10 @@ func (b *boot) shell(path string) {
 		b.say(slog.LevelWarn, "the rescue shell ended: %v", err)
 	}
 }
+
+// rescueError says that the boot loader asks for the rescue system.
+type rescueError struct{ why string }
+
+func (e *rescueError) Error() string {
+	return "the rescue system was chosen in the boot menu, or no slot can be started"
+}

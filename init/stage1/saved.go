@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/init/overlay"
+	"weft/init/slot"
 )
 
 // bootPart is partition 1 of the boot disk, where sysupgrade leaves the config
@@ -118,6 +119,7 @@ func (b *boot) restore(part *bootPart, onDisk bool) {
 		}
 		return
 	}
+	state, notes := slot.Read(bootDir)
 	archive := filepath.Join(bootDir, overlay.Saved)
 	_, err := os.Stat(archive)
 	if err == nil {
@@ -135,6 +137,7 @@ func (b *boot) restore(part *bootPart, onDisk bool) {
 	case !errors.Is(err, fs.ErrNotExist):
 		b.say(slog.LevelWarn, "the config saved on the boot partition cannot be read: %v", err)
 	}
+	b.judgeSlots(part, state, notes)
 	b.mark("config restored")
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"weft/init/overlay"
 	"weft/init/rootdisk"
+	"weft/init/slot"
 	"weft/init/stage1/handover"
 	"weft/init/stage1/kmod"
 )
@@ -27,6 +28,7 @@ import (
 const (
 	romDir     = "/rom"
 	overlayDir = "/overlay"
+	dataDir    = "/data"
 	newRoot    = "/new"
 	bootDir    = "/boot"
 	memoryDir  = "/tmp/root" // LEDE's place for an overlay in memory
@@ -45,16 +47,18 @@ const (
 
 // boot is the state of stage 1.
 type boot struct {
-	args    args
-	con     *consoles
-	sys     rootdisk.System
-	mods    *kmod.Set     // of the initramfs; nil if it has none
-	loading bool          // somebody will close loaded
-	loaded  chan struct{} // closed when the modules of the initramfs are loaded
-	disk    *rootdisk.Boot
-	listen  *failsafeListener
-	reason  string // for failsafe mode, once decided
-	decided bool
+	args     args
+	con      *consoles
+	sys      rootdisk.System
+	mods     *kmod.Set     // of the initramfs; nil if it has none
+	loading  bool          // somebody will close loaded
+	loaded   chan struct{} // closed when the modules of the initramfs are loaded
+	slot     slot.ID       // that this boot is of
+	disk     *rootdisk.Boot
+	watchdog *os.File // armed; nil without
+	listen   *failsafeListener
+	reason   string // for failsafe mode, once decided
+	decided  bool
 
 	mu   sync.Mutex
 	hand handover.Handover
@@ -86,6 +90,9 @@ func Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		b.undo()
+		if err := b.guard("giving the slot up", func() error { return b.giveUp(err) }); err != nil {
+			b.say(slog.LevelWarn, "%v", err)
+		}
 		b.rescue(ctx, err)
 	}
 }
@@ -141,6 +148,12 @@ func (b *boot) start(ctx context.Context) error {
 	text, readErr := os.ReadFile("/proc/cmdline")
 	err = errors.Join(err, readErr)
 	b.args = parseCmdline(string(text))
+	var slotErr error
+	if b.slot, slotErr = slot.FromCmdline(string(text)); slotErr != nil {
+		b.slot = slot.A
+		err = errors.Join(err, slotErr)
+	}
+	b.hand.Slot, b.hand.Trial = string(b.slot), b.onTrial()
 	b.con = openConsoles("/sys/class/tty/console/active", "/dev")
 	b.hand.Marks = append(b.hand.Marks, handover.Mark{Name: "stage 1", MS: entered.Milliseconds()})
 
@@ -248,8 +261,14 @@ func (b *boot) need(names ...string) {
 	}
 }
 
+// onTrial says whether this boot is a try of a slot that is not confirmed.
+func (b *boot) onTrial() bool { return b.args["weft.trial"] != "" }
+
 // reach goes from a kernel to the root file system and into it.
 func (b *boot) reach(ctx context.Context) error {
+	if why, ok := b.args["weft.rescue"]; ok {
+		return &rescueError{why}
+	}
 	root, ok := b.args["root"]
 	if !ok {
 		return errNoRoot
@@ -282,7 +301,12 @@ func (b *boot) reach(ctx context.Context) error {
 	}
 	// Package hotplug does this again, completely, once PID 1 runs; what is loaded
 	// by then it need not wait for. What fails here is said there.
-	go b.guard("loading drivers early", func() error { return loadNetworkDrivers(romDir) })
+	if b.onTrial() {
+		b.say(slog.LevelInfo, "slot %s is on trial", b.slot)
+		b.armWatchdog()
+	} else {
+		go b.guard("loading drivers early", func() error { return loadNetworkDrivers(romDir) })
+	}
 	if err := b.checkAgain(ctx, spec, events); err != nil {
 		return err
 	}
@@ -457,7 +481,8 @@ func (b *boot) openData(ctx context.Context, part *bootPart) error {
 		Device:       device,
 		Name:         vol.String(),
 		Size:         vol.Size,
-		Dir:          overlayDir,
+		Dir:          dataDir,
+		Slot:         string(b.slot),
 		Kernel:       overlay.System{Rom: romDir},
 		Say:          func(level slog.Level, text string) { b.say(level, "%s", text) },
 		Scratch:      "/tmp",
@@ -465,6 +490,14 @@ func (b *boot) openData(ctx context.Context, part *bootPart) error {
 	}
 	if err := d.Open(ctx); err != nil {
 		return errors.Join(err, detach())
+	}
+	// LEDE's place and layout are those of the running slot.
+	err = os.MkdirAll(overlayDir, 0o755)
+	if err == nil {
+		err = unix.Mount(d.Root(), overlayDir, "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("show the overlay of slot %s at %s: %w", b.slot, overlayDir, err), d.Kernel.Unmount(dataDir), detach())
 	}
 	b.hand.Data = device
 	return nil
@@ -511,7 +544,7 @@ func applyGrowth(g *rootdisk.Growth, d rootdisk.Disk) error {
 
 // undo unmounts what a failed attempt left, so that the next one starts clean.
 func (b *boot) undo() {
-	for _, dir := range []string{newRoot, bootDir, overlayDir, memoryDir, romDir} {
+	for _, dir := range []string{newRoot, bootDir, overlayDir, dataDir, memoryDir, romDir} {
 		unix.Unmount(dir, unix.MNT_DETACH)
 	}
 	b.hand.Overlay, b.hand.Data = handover.None, ""

@@ -60,13 +60,20 @@ func (b *boot) enter(dir string) error {
 	if b.hand.Failsafe {
 		env = append(env, "FAILSAFE=true")
 	}
+	if b.watchdog != nil {
+		fd, err := unix.FcntlInt(b.watchdog.Fd(), unix.F_DUPFD, 3) // stays open over exec
+		if err != nil {
+			return fmt.Errorf("hand the watchdog over: %w", err)
+		}
+		env = append(env, fmt.Sprintf("WDTFD=%d", fd))
+	}
 	return fmt.Errorf("start /sbin/init: %w", unix.Exec("/sbin/init", []string{"/sbin/init"}, env))
 }
 
 // moveMounts takes the mounts along. On LEDE the squashfs is at /rom and the
 // data file system at /overlay; in failsafe mode the squashfs is the root.
 func moveMounts(dir string) error {
-	for _, m := range []string{romDir, overlayDir, "/dev", "/proc", "/sys", "/tmp"} {
+	for _, m := range []string{romDir, overlayDir, dataDir, "/dev", "/proc", "/sys", "/tmp"} {
 		if m == dir || !isMount(m) {
 			continue
 		}

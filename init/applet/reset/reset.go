@@ -24,10 +24,14 @@ import (
 
 	"weft/init/overlay"
 	"weft/init/rootdisk"
+	"weft/init/slot"
 	"weft/init/unit"
 )
 
-const overlayDir = "/overlay"
+const (
+	overlayDir = "/overlay"
+	dataDir    = "/data"
+)
 
 // device is what the applets need of the machine; tests put another in place.
 type device struct {
@@ -36,6 +40,8 @@ type device struct {
 
 	reset  func(dir string, keepSaved bool) error
 	volume func() (overlay.Volume, error) // of the boot disk
+	slot   func() (slot.ID, error)
+	later  func(v overlay.Volume, id slot.ID, keepSaved bool) error // for one that is not mounted
 	mark   func(overlay.Volume) error
 	reboot func() error
 }
@@ -46,6 +52,8 @@ func thisDevice() device {
 		dir:    overlayDir,
 		reset:  overlay.Reset,
 		volume: locate,
+		slot:   slot.Running,
+		later:  resetLater,
 		mark:   overlay.WriteMark,
 		reboot: func() error { return syscall.Kill(1, syscall.SIGTERM) }, // process 1 shuts down in order
 	}
@@ -53,7 +61,8 @@ func thisDevice() device {
 
 const usage = `Usage: %s [-y] [-r] [-k]
 
-Erases all settings and everything that was added to this system.
+Erases all settings and everything that was added to this system (that of the
+running slot; the other one keeps its own).
 
   -y  do not ask
   -r  reboot afterwards
@@ -125,8 +134,53 @@ func (d device) erase(c *unit.Call, name string, keep bool) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.Stdout, "%s: %s is not mounted: it is formatted at the next boot\n", name, v)
+	id, err := d.slot()
+	if err != nil {
+		return err
+	}
+	err = d.later(v, id, keep)
+	if err == nil {
+		fmt.Fprintf(c.Stdout, "%s: %s is not mounted: the overlay of slot %s is erased at the next boot\n", name, v, id)
+		return nil
+	}
+	fmt.Fprintf(c.Stdout, "%s: %s is not mounted (%v): it is formatted at the next boot\n", name, v, err)
 	return d.mark(v)
+}
+
+// aside is where a data file system is mounted that is not that of the running
+// root.
+const aside = "/tmp/run/weft/data"
+
+// resetLater marks the overlay of a slot to be erased at the next boot; the other
+// slot keeps its own. The error says why the data file system cannot be used.
+func resetLater(v overlay.Volume, id slot.ID, keep bool) error {
+	dev, detach, err := v.Attach()
+	if err != nil {
+		return err
+	}
+	err = os.MkdirAll(aside, 0o700)
+	if err == nil {
+		err = overlay.System{}.Mount(dev, aside, "ext4", unix.MS_NOATIME, "")
+	}
+	if err != nil {
+		return errors.Join(err, detach())
+	}
+	err = resetSlot(aside, id, keep)
+	return errors.Join(err, overlay.System{}.Unmount(aside), detach())
+}
+
+// resetSlot is the middle of resetLater: data is the mounted file system.
+func resetSlot(data string, id slot.ID, keep bool) error {
+	dir := overlay.SlotDir(data, string(id))
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) && id == slot.A {
+		dir = data // the layout before there were slots
+	}
+	if !keep {
+		if err := os.Remove(filepath.Join(dir, overlay.Saved)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return overlay.SetState(dir, overlay.Pending)
 }
 
 // mount is one line of /proc/self/mounts.
@@ -234,15 +288,28 @@ func mountRoot(ctx context.Context, c *unit.Call, name string) error {
 	if err != nil {
 		return err
 	}
+	id, err := slot.Running()
+	if err != nil {
+		return errors.Join(err, detach())
+	}
 	data := &overlay.Data{
-		Device: dev, Name: v.String(), Size: v.Size, Dir: overlayDir, Kernel: overlay.System{}, Scratch: "/tmp",
+		Device: dev, Name: v.String(), Size: v.Size, Dir: aside, Slot: string(id), Kernel: overlay.System{}, Scratch: "/tmp",
 		Say: func(_ slog.Level, text string) { fmt.Fprintf(c.Stdout, "%s: %s\n", name, text) },
 	}
 	if err := data.Open(ctx); err != nil {
 		return errors.Join(err, detach())
 	}
+	if err := (overlay.System{}).Mount(data.Root(), overlayDir, "", unix.MS_BIND, ""); err != nil {
+		return errors.Join(err, overlay.System{}.Unmount(aside), detach())
+	}
 	if err := pivot(overlayDir, overlayDir); err != nil {
-		return errors.Join(err, overlay.System{}.Unmount(overlayDir), detach())
+		return errors.Join(err, overlay.System{}.Unmount(overlayDir), overlay.System{}.Unmount(aside), detach())
+	}
+	if err := os.MkdirAll(dataDir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount(aside, dataDir, "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move %s to %s: %w", aside, dataDir, err)
 	}
 	fmt.Fprintf(c.Stdout, "%s: %s is mounted at /overlay, the root is writable\n", name, v)
 	return nil

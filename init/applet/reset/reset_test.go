@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"weft/init/overlay"
+	"weft/init/slot"
 	"weft/init/unit"
 )
 
@@ -28,6 +29,14 @@ func fakeDevice(t *testing.T, mounts string) (device, *[]string) {
 		reset:  func(dir string, keep bool) error { did = append(did, fmt.Sprint("reset ", dir, " ", keep)); return nil },
 		volume: func() (overlay.Volume, error) {
 			return overlay.Volume{Device: "/dev/vda2", Offset: 1 << 20}, nil
+		},
+		slot: func() (slot.ID, error) { return slot.B, nil },
+		later: func(v overlay.Volume, id slot.ID, keep bool) error {
+			if v.Device == "/dev/vda2" {
+				return errors.New("no ext4")
+			}
+			did = append(did, fmt.Sprint("later ", id, " ", keep))
+			return nil
 		},
 		mark:   func(v overlay.Volume) error { did = append(did, "mark "+v.String()); return nil },
 		reboot: func() error { did = append(did, "reboot"); return nil },
@@ -107,5 +116,44 @@ func TestDone(t *testing.T) {
 	d, _ = fakeDevice(t, memory)
 	if err := d.done(); err != nil {
 		t.Errorf("without a data file system: %v", err)
+	}
+}
+
+func TestFactoryResetUnmounted(t *testing.T) {
+	d, did := fakeDevice(t, "")
+	d.volume = func() (overlay.Volume, error) { return overlay.Volume{Device: "/dev/vda4"}, nil }
+	var out, errs bytes.Buffer
+	c := &unit.Call{Args: []string{"firstboot", "-y", "-k"}, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs}
+	if code := d.factoryReset(c); code != 0 || strings.Join(*did, "; ") != "later b true" {
+		t.Errorf("exit code %d, did %q: %s", code, *did, errs.String())
+	}
+}
+
+// TestResetSlot: a reset of a slot that is not mounted leaves the other one alone
+// and decides at once, by the state.
+func TestResetSlot(t *testing.T) {
+	data := t.TempDir()
+	for _, name := range []string{"slot-a/upper/x", "slot-b/upper/x", "slot-b/" + overlay.Saved} {
+		path := filepath.Join(data, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{"a", "b"} {
+		if err := overlay.SetState(overlay.SlotDir(data, id), overlay.Ready); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := resetSlot(data, slot.B, false); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := overlay.GetState(overlay.SlotDir(data, "a")), overlay.GetState(overlay.SlotDir(data, "b")); a != overlay.Ready || b != overlay.Pending {
+		t.Errorf("states: a %v, b %v", a, b)
+	}
+	if _, err := os.Stat(filepath.Join(data, "slot-b", overlay.Saved)); err == nil {
+		t.Error("the saved config is still there without -k")
 	}
 }

@@ -34,8 +34,10 @@ type Handover struct {
 	Failsafe       bool      `json:"failsafe"`
 	FailsafeReason string    `json:"failsafe_reason"`
 	Overlay        string    `json:"overlay"`
-	Root           string    `json:"root"` // device of the squashfs
-	Data           string    `json:"data"` // device of the data file system, "" if none is mounted
+	Root           string    `json:"root"`            // device of the squashfs
+	Data           string    `json:"data"`            // device of the data file system, "" if none is mounted
+	Slot           string    `json:"slot,omitempty"`  // a or b
+	Trial          bool      `json:"trial,omitempty"` // the slot is on trial: not confirmed yet
 	Marks          []Mark    `json:"marks"`
 	Messages       []Message `json:"messages"`
 }

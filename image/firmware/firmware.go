@@ -165,30 +165,66 @@ func scanOne(r io.ReaderAt, end int64) (*Chunk, error) {
 // Verify reads the file once from start to end and checks the CRC of every
 // chunk. The error of a mismatch wraps ErrDamaged.
 func (f *File) Verify(r io.Reader) error {
-	var crc crcWriter
-	pos := int64(0)
-	read := func(c *Chunk, n int64) error {
-		m, err := io.CopyN(&crc, r, n)
-		pos += m
-		if err != nil {
-			return fmt.Errorf("check the %s of the image: read byte %d: %w", c.Kind, pos, err)
-		}
-		return nil
+	c := f.Begin()
+	if n, err := io.CopyN(c, r, c.end()); err != nil {
+		return fmt.Errorf("check the trailers of the image: read byte %d: %w", n, err)
 	}
-	for i := range f.Chunks {
-		c := &f.Chunks[i]
-		if err := read(c, c.Offset+c.Size-trailerSize-pos); err != nil {
-			return err
-		}
-		if err := c.check(crc.crc); err != nil {
-			return err
-		}
-		// The trailer itself counts for the chunks that follow.
-		if err := read(c, trailerSize); err != nil {
-			return err
-		}
+	return c.Finish()
+}
+
+// Checker is a Verify that is given the file piece by piece.
+type Checker struct {
+	file *File
+	crc  crcWriter
+	pos  int64
+	next int // chunk whose CRC is due next
+	err  error
+}
+
+// Begin starts a Checker for a file that Scan has described.
+func (f *File) Begin() *Checker { return &Checker{file: f} }
+
+// end is the last byte that counts.
+func (c *Checker) end() int64 {
+	if n := len(c.file.Chunks); n > 0 {
+		return c.due(n - 1)
 	}
-	return nil
+	return 0
+}
+
+// due is where the CRC of a chunk is taken: before its trailer.
+func (c *Checker) due(n int) int64 {
+	k := c.file.Chunks[n]
+	return k.Offset + k.Size - trailerSize
+}
+
+// Write takes the next piece of the file. It never fails.
+func (c *Checker) Write(b []byte) (int, error) {
+	total := len(b)
+	for c.next < len(c.file.Chunks) && c.err == nil && c.due(c.next)-c.pos <= int64(len(b)) {
+		n := c.due(c.next) - c.pos
+		_, _ = c.crc.Write(b[:n])
+		c.pos += n
+		b = b[n:]
+		k := c.file.Chunks[c.next]
+		c.err = k.check(c.crc.crc)
+		c.next++
+	}
+	if c.next < len(c.file.Chunks) {
+		_, _ = c.crc.Write(b)
+	}
+	c.pos += int64(len(b))
+	return total, nil
+}
+
+// Finish says whether every CRC fits; its error wraps ErrDamaged.
+func (c *Checker) Finish() error {
+	_, _ = c.Write(nil) // a CRC that is due here may be of nothing
+	if c.err == nil && c.next < len(c.file.Chunks) {
+		k := c.file.Chunks[c.next]
+		return fmt.Errorf("%s at byte %d: the file ends before it: %w", k.Kind, k.Offset, ErrDamaged)
+	}
+	return c.err
 }
 
 func (c *Chunk) check(crc uint32) error {

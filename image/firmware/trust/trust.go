@@ -176,8 +176,16 @@ func (c *Checker) Write(b []byte) (int, error) {
 
 // Outlook says whether the signatures could suffice, before the file was read:
 // nil, or the error that Finish will give at best.
-func (c *Checker) Outlook() error {
-	return c.count(func(p *pending) []*usign.PublicKey { return p.roots })
+func (c *Checker) Outlook() ([]Signer, error) {
+	return c.signers(), c.count(func(p *pending) []*usign.PublicKey { return p.roots })
+}
+
+func (c *Checker) signers() []Signer {
+	var all []Signer
+	for _, p := range c.all {
+		all = append(all, p.Signer)
+	}
+	return all
 }
 
 // Finish gives the result as Check does, after the last piece.
@@ -198,11 +206,7 @@ func (c *Checker) Finish() ([]Signer, error) {
 			p.Err = fmt.Errorf("%w: %w", p.Err, ucert.ErrUntrusted)
 		}
 	}
-	var signers []Signer
-	for _, p := range c.all {
-		signers = append(signers, p.Signer)
-	}
-	return signers, c.count(func(p *pending) []*usign.PublicKey {
+	return c.signers(), c.count(func(p *pending) []*usign.PublicKey {
 		if p.Err != nil {
 			return nil
 		}

@@ -106,7 +106,7 @@ func countDown() string {
 		if n == maxTries {
 			word = "if"
 		}
-		fmt.Fprintf(&b, "\t%s [ \"$weft_tries\" = \"%d\" ]; then set weft_next=%d\n", word, n, n-1)
+		fmt.Fprintf(&b, "\t%s [ \"$weft_tries\" = \"$weft_seq.%d.$weft_seq\" ]; then set weft_next=%d\n", word, n, n-1)
 	}
 	return b.String() + "\tfi"
 }
@@ -115,7 +115,7 @@ func countDown() string {
 // explains its variables; weft_tries is the only one that GRUB writes.
 const functions = `
 # Reads one copy of the slot state. True if it is plausible: the variables are
-# repeated in weft_check.
+# repeated in weft_check, and weft_tries holds the sequence number twice.
 function weft_read {
 	set weft_seq=; set weft_slot=; set weft_trial=; set weft_given=; set weft_boot=; set weft_check=; set weft_tries=
 	if [ -s "$1" ]; then
@@ -130,11 +130,11 @@ function weft_count {
 	set weft_next=
 @COUNT@
 	if [ -n "$weft_next" ]; then
-		set weft_tries="$weft_next"
+		set weft_tries="$weft_seq.$weft_next.$weft_seq"
 		save_env --file "$weft_env" weft_tries
 		weft_read "$weft_env"
 	fi
-	[ -n "$weft_next" -a "$weft_tries" = "$weft_next" ]
+	[ -n "$weft_next" -a "$weft_tries" = "$weft_seq.$weft_next.$weft_seq" ]
 }
 
 # Loads kernel and initramfs of slot $1. True if both are there. (A false if
@@ -167,7 +167,7 @@ function weft_boot {
 	set weft_done=
 	if [ "$weft_trial" = "a" -o "$weft_trial" = "b" ]; then
 		if weft_count; then
-			set weft_last="weft.trial=$weft_tries panic=10"
+			set weft_last="weft.trial=$weft_next panic=10"
 			if weft_load "$weft_trial"; then set weft_done=1; fi
 			set weft_last=
 		fi
@@ -226,7 +226,7 @@ const envSize = 1024
 // whose test holds the two against each other.
 func FreshEnv() []byte {
 	text := "# GRUB Environment Block\nweft_seq=1\nweft_slot=a\nweft_trial=-\nweft_given=0\nweft_boot=a\nweft_bad=b\nweft_check=1/a/-/0/a\nweft_last=-\n"
-	text += fmt.Sprintf("weft_crc=%08x\nweft_tries=0\n", crc32.ChecksumIEEE([]byte(text)))
+	text += fmt.Sprintf("weft_crc=%08x\nweft_tries=1.0.1\n", crc32.ChecksumIEEE([]byte(text)))
 	return []byte(text + strings.Repeat("#", envSize-len(text)))
 }
 

@@ -34,7 +34,8 @@ const (
 //	weft_check  the six above but weft_bad, joined by slashes
 //	weft_last   slot,unix time,check,detail; - for none
 //	weft_crc    CRC-32 (IEEE, 8 hex digits) of all bytes before this line
-//	weft_tries  tries left; GRUB overwrites the digit
+//	weft_tries  tries left between two sequence numbers, joined by dots: GRUB
+//	            overwrites the digit, and the numbers tie it to the rest of the sector
 func encode(s State) ([]byte, error) {
 	if !s.Preferred.Valid() || s.Trial != "" && !s.Trial.Valid() || s.TriesLeft < 0 || s.Given < 0 || s.Given > MaxTries || s.TriesLeft > s.Given {
 		panic(fmt.Sprintf("BUG: slot state %+v", s))
@@ -47,10 +48,10 @@ func encode(s State) ([]byte, error) {
 	bad := set(s, func(id ID) bool { return s.Bad[id] })
 	head := fmt.Sprintf("%sweft_seq=%d\nweft_slot=%s\nweft_trial=%s\nweft_given=%d\nweft_boot=%s\nweft_bad=%s\nweft_check=%d/%s/%s/%d/%s\n",
 		signature, s.Seq, s.Preferred, trial, s.Given, boot, bad, s.Seq, s.Preferred, trial, s.Given, boot)
-	const tail = len("weft_last=\nweft_crc=01234567\nweft_tries=0\n#")
+	tail := len("weft_last=\nweft_crc=01234567\nweft_tries=.0.\n#") + 2*len(strconv.FormatUint(s.Seq, 10))
 	last := encodeLast(s.Last, sectorSize-len(head)-tail)
 	text := head + "weft_last=" + last + "\n"
-	text += fmt.Sprintf("weft_crc=%08x\nweft_tries=%d\n", crc32.ChecksumIEEE([]byte(text)), s.TriesLeft)
+	text += fmt.Sprintf("weft_crc=%08x\nweft_tries=%d.%d.%d\n", crc32.ChecksumIEEE([]byte(text)), s.Seq, s.TriesLeft, s.Seq)
 	if len(text) >= sectorSize {
 		return nil, fmt.Errorf("the slot state takes %d bytes, a sector has %d", len(text), sectorSize)
 	}
@@ -151,7 +152,12 @@ func parse(b []byte) (State, error) {
 	if s.Given, err = digit(fields["weft_given"]); err != nil {
 		return State{}, err
 	}
-	if s.TriesLeft, err = digit(fields["weft_tries"]); err != nil {
+	left, ok := strings.CutPrefix(fields["weft_tries"], fields["weft_seq"]+".")
+	left, also := strings.CutSuffix(left, "."+fields["weft_seq"])
+	if !ok || !also {
+		return State{}, fmt.Errorf("%w: weft_tries=%s is of another state", errForm, fields["weft_tries"])
+	}
+	if s.TriesLeft, err = digit(left); err != nil {
 		return State{}, err
 	}
 	s.TriesLeft = min(s.TriesLeft, s.Given)
@@ -166,7 +172,7 @@ func parse(b []byte) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	tries := len(b) - len(text) - 2
+	tries := len(b) - len(text) - len(fields["weft_seq"]) - 3
 	again[tries] = b[tries]
 	if !bytes.Equal(again[:sectorSize], b) {
 		return State{}, errForm
@@ -206,7 +212,7 @@ func readCopy(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, blockSize))
+	return io.ReadAll(io.LimitReader(f, blockSize+1))
 }
 
 // writeCopy replaces the first sector of a copy in place and brings it to the

@@ -167,6 +167,9 @@ func load(bootDir string) (st State, notes []string, blocks [2]string, current i
 			continue
 		}
 		blocks[n] = string(b)
+		if len(b) != blockSize {
+			notes = append(notes, fmt.Sprintf("%s has not %d bytes", name, blockSize))
+		}
 		got, err := parse(b)
 		if err != nil {
 			notes = append(notes, fmt.Sprintf("%s is not whole: %v", name, err))

@@ -17,6 +17,7 @@ import (
 	"weft/init/pid1"
 	"weft/init/supervise/process"
 	"weft/init/unit"
+	"weft/services/healthgate"
 	"weft/services/logd"
 	"weft/services/mptcpproxy"
 	"weft/services/network"
@@ -28,6 +29,7 @@ import (
 // builder makes the links, is held equal to it by a test (go test ./init -update).
 var applets = append([]applet{
 	// services
+	{"/usr/libexec/weft/healthgate", unit.Main(healthgate.Run), plain},
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},
 	{"/usr/libexec/weft/mptcpproxy", unit.Main(mptcpproxy.Run), plain},
 	{"/usr/libexec/weft/network", unit.Main(network.Run), plain},

@@ -21,6 +21,7 @@ var allowed = []struct {
 	{"weft/boards", nil, "boards are data: the loader stands on nothing"},
 	{"weft/image", []string{"weft/image", "weft/boards", "weft/init/uci"}, "the builder must not depend on the device or its services"},
 	{"weft/test-vm", []string{"weft/test-vm", "weft/image", "weft/boards", "weft/init/uci"}, "the lab drives images from outside"},
+	{"weft/services/healthgate", []string{"weft/init/uci", "weft/init/bus", "weft/init/unit", "weft/init/slot", "weft/services/internal"}, "the health gate decides about slots, and meets others on the bus"},
 	{"weft/services", []string{"weft/init/uci", "weft/init/bus", "weft/init/unit", "weft/init/crypt", "weft/services/internal"}, "services meet on the bus or in UCI, never by import"},
 	{"weft/init", []string{"weft/init", "weft/image/firmware"}, "the libraries below init never import a service"},
 }

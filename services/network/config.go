@@ -17,18 +17,18 @@ import (
 type Config struct {
 	Devices    []*Device
 	Interfaces []*Interface
+	Rules      []Rule
+	// DeadEnds are routes that lead nowhere and belong to no interface.
+	DeadEnds []Route
+	// ULA is the prefix for local addresses, zero for none.
+	ULA netip.Prefix
+	// DUID is what DHCPv6 clients call themselves, nil: made from a MAC address.
+	DUID []byte
+	// Tables are the names of routing tables beside the usual ones.
+	Tables map[string]int
 	// Problems are faults of sections other than interfaces, which carry
 	// their own.
 	Problems []Problem
-}
-
-// Device is a `device` section, or a bridge that an interface asks for.
-type Device struct {
-	Name   string
-	Bridge bool
-	Ports  []string
-	MAC    net.HardwareAddr // nil: leave, for a bridge that of its first port
-	MTU    int              // 0: leave
 }
 
 // Interface is an `interface` section.
@@ -50,6 +50,14 @@ type Interface struct {
 	ForceLink  bool
 	Delegation bool
 	DHCP       DHCPOptions
+	DHCPv6     DHCPv6Options
+	Assign     Assign
+	WireGuard  *WireGuard
+	// Prefixes are what the interface has to give to others besides what
+	// DHCPv6 delegates (option ip6prefix).
+	Prefixes []netip.Prefix
+	// Table4 and Table6 take the routes instead of the main table; 0: main.
+	Table4, Table6 int
 	// Multipath is what the MPTCP proxy shall use the interface for: on, off,
 	// backup, master or handover; empty if nothing is said.
 	Multipath string
@@ -90,13 +98,13 @@ func (p Problem) Error() string {
 }
 
 // protocols are those that this service can run.
-var protocols = []string{"none", "static", "dhcp"}
+var protocols = []string{"none", "static", "dhcp", "dhcpv6", "wireguard"}
 
 // parseConfig reads the sections of the package network. hostname is what
-// DHCP sends for lack of a configured one.
-func parseConfig(p *uci.Package, hostname string) *Config {
-	c := &Config{}
-	var routes []*uci.Section
+// DHCP sends for lack of a configured one, tables the names of routing tables.
+func parseConfig(p *uci.Package, hostname string, tables map[string]int) *Config {
+	c := &Config{Tables: tables}
+	var routes, vlans, peers []*uci.Section
 	for _, s := range p.Sections {
 		switch s.Type {
 		case "device":
@@ -106,15 +114,31 @@ func parseConfig(p *uci.Package, hostname string) *Config {
 		case "interface":
 			c.Interfaces = append(c.Interfaces, c.iface(s, hostname))
 		case "globals":
-			// Only values of protocols to come: ULA prefix, DUID.
-		case "route", "route6":
+			c.globals(s)
+		case "route", "route6", "rule", "rule6":
 			routes = append(routes, s) // their interfaces may come later
+		case "bridge-vlan":
+			vlans = append(vlans, s)
 		default:
+			if strings.HasPrefix(s.Type, peerType) {
+				peers = append(peers, s)
+				continue
+			}
 			c.Problems = append(c.Problems, Problem{Section: s.Name, Expected: "sections of type " + s.Type + " have no effect in this version", Later: true})
 		}
 	}
+	for _, s := range vlans {
+		c.bridgeVLAN(s)
+	}
 	for _, s := range routes {
-		c.route(s)
+		if s.Type == "route" || s.Type == "route6" {
+			c.route(s)
+		} else {
+			c.rule(s)
+		}
+	}
+	for _, s := range peers {
+		c.peer(s)
 	}
 	return c
 }
@@ -239,52 +263,6 @@ func maskBits(s string) int {
 	return ones
 }
 
-func (c *Config) device(s *uci.Section) *Device {
-	r := &reader{s: s}
-	d := &Device{
-		MAC: r.mac("macaddr"),
-		MTU: r.number("mtu", 0, 68, 65535),
-	}
-	if v, ok := s.Get("name"); ok {
-		d.Name = r.name("name", v)
-	} else {
-		r.bad("name", "", "the name of the device")
-	}
-	switch t := s.String("type", ""); t {
-	case "":
-	case "bridge":
-		d.Bridge = true
-		option := "ports"
-		if s.Option(option) == nil {
-			option = "ifname" // until 19.07
-		}
-		d.Ports = r.ports(option)
-	default:
-		r.later("type", t, "bridge")
-	}
-	for _, other := range c.Devices {
-		if other.Name == d.Name && d.Name != "" {
-			r.bad("name", d.Name, "a name that no other device section has")
-		}
-	}
-	c.Problems = append(c.Problems, r.problems...)
-	if len(r.problems) > 0 {
-		return nil
-	}
-	return d
-}
-
-// ports reads the names of bridge ports; a port named twice is one.
-func (r *reader) ports(option string) []string {
-	var ports []string
-	for _, v := range r.s.List(option) {
-		if n := r.name(option, v); n != "" && !slices.Contains(ports, n) {
-			ports = append(ports, n)
-		}
-	}
-	return ports
-}
-
 func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 	r := &reader{s: s}
 	i := &Interface{
@@ -296,9 +274,11 @@ func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 		MAC:        r.mac("macaddr"),
 		MTU:        r.number("mtu", 0, 68, 65535),
 		Delegation: r.bool("delegate", true),
+		Table4:     c.table(r, "ip4table"),
+		Table6:     c.table(r, "ip6table"),
 	}
 	// Protocols differ in whether they can do something without a carrier.
-	i.ForceLink = r.bool("force_link", i.Proto == "static")
+	i.ForceLink = r.bool("force_link", i.Proto == "static" || i.Proto == "wireguard")
 	if !slices.Contains(protocols, i.Proto) {
 		r.later("proto", i.Proto, "one of "+strings.Join(protocols, ", "))
 	}
@@ -318,11 +298,16 @@ func (c *Config) iface(s *uci.Section, hostname string) *Interface {
 	}
 	c.multipath(i, s)
 	c.link(i, r)
+	i.assign(r)
 	switch i.Proto {
 	case "static":
 		i.static(r)
 	case "dhcp":
 		i.dhcp(r, hostname)
+	case "dhcpv6":
+		i.dhcpv6(r)
+	case "wireguard":
+		i.wireguard(r)
 	}
 	i.Problems = r.problems
 	return i
@@ -344,87 +329,15 @@ func (c *Config) multipath(i *Interface, s *uci.Section) {
 	}
 }
 
-// tables are the routing tables that have names (rt_tables of iproute2).
-var tables = map[string]int{"local": 255, "main": 254, "default": 253, "prelocal": 128}
-
-// route reads a `route` or `route6` section into its interface.
-func (c *Config) route(s *uci.Section) {
-	six := s.Type == "route6"
-	r := &reader{s: s}
-	if r.bool("disabled", false) {
-		return
-	}
-	route := Route{Metric: r.number("metric", 0, 0, 1<<31-1), OnLink: r.bool("onlink", false)}
-	name := s.String("interface", "")
-	i := c.find(name)
-	if i == nil {
-		r.bad("interface", name, "the name of an interface section")
-	}
-	bits := 32
-	if six {
-		bits = 128
-	}
-	if v, ok := s.Get("netmask"); ok && !six {
-		if bits = maskBits(v); bits < 0 {
-			r.bad("netmask", v, "a netmask such as 255.255.255.0")
-			bits = 32
-		}
-	}
-	if v, ok := s.Get("target"); ok {
-		route.Dest = r.target(v, six, bits)
-	} else {
-		r.bad("target", "", "the network or host that the route leads to, such as 10.0.0.0/8")
-	}
-	if v, ok := s.Get("gateway"); ok && v != "0.0.0.0" && v != "::" {
-		route.Via, _ = r.addr("gateway", v, six)
-	}
-	if v, ok := s.Get("source"); ok {
-		route.Src, _ = r.addr("source", v, six)
-	}
-	if v, ok := s.Get("table"); ok {
-		n, known := tables[v]
-		if !known {
-			var err error
-			if n, err = strconv.Atoi(v); err != nil || n < 1 || n > 1<<31-1 || n == tables["local"] {
-				r.bad("table", v, "main, default, or the number of a routing table")
-			}
-		}
-		if n != tables["main"] {
-			route.Table = n
-		}
-	}
-	for _, o := range []string{"mtu", "type", "valid", "proto"} {
-		if v, ok := s.Get(o); ok && v != "unicast" {
-			r.later(o, v, "no such option")
-		}
-	}
-	c.Problems = append(c.Problems, r.problems...)
-	if len(r.problems) == 0 {
-		i.Routes = append(i.Routes, route)
-	}
-}
-
-// target reads where a route leads; without a length it has bits.
-func (r *reader) target(v string, six bool, bits int) netip.Prefix {
-	p, err := netip.ParsePrefix(v)
-	if err != nil {
-		var a netip.Addr
-		if a, err = netip.ParseAddr(v); err == nil {
-			p = netip.PrefixFrom(a, min(bits, a.BitLen()))
-		}
-	}
-	if err != nil || p.Addr().Is6() != six || p.Addr().Zone() != "" || p.Addr().Is4In6() || p.Addr().IsMulticast() {
-		r.bad("target", v, "an "+family(six)+" network or host")
-		return netip.Prefix{}
-	}
-	return p.Masked()
-}
-
 // link finds out which device an interface uses.
 func (c *Config) link(i *Interface, r *reader) {
 	option := "device"
 	if r.s.Option(option) == nil && r.s.Option("ifname") != nil {
 		option = "ifname" // until 19.07
+	}
+	if i.Proto == "wireguard" { // it is its own device
+		i.Device = r.name("name", i.Name)
+		return
 	}
 	names := r.s.List(option)
 	if t := r.s.String("type", ""); t == "bridge" {
@@ -433,7 +346,7 @@ func (c *Config) link(i *Interface, r *reader) {
 		if i.Device == "" || slices.ContainsFunc(c.Devices, func(d *Device) bool { return d.Name == i.Device }) {
 			return
 		}
-		c.Devices = append(c.Devices, &Device{Name: i.Device, Bridge: true, Ports: r.ports(option), MAC: i.MAC, MTU: i.MTU})
+		c.Devices = append(c.Devices, &Device{Name: i.Device, Kind: "bridge", Ports: r.ports(option), MAC: i.MAC, MTU: i.MTU})
 		return
 	} else if t != "" {
 		r.bad("type", t, "bridge, or no such option")
@@ -445,7 +358,7 @@ func (c *Config) link(i *Interface, r *reader) {
 		i.Device = r.name(option, names[0])
 	case len(names) > 1:
 		r.bad(option, strings.Join(names, " "), "one device; for several make a device section of type bridge")
-	case i.Proto == "static" || i.Proto == "dhcp":
+	case i.Proto == "static" || i.Proto == "dhcp" || i.Proto == "dhcpv6":
 		r.bad(option, "", "the device of the interface")
 	}
 }
@@ -467,6 +380,7 @@ func (i *Interface) static(r *reader) {
 	}
 	add("ipaddr", false, mask)
 	add("ip6addr", true, 128)
+	i.prefixes(r)
 	for option, six := range map[string]bool{"gateway": false, "ip6gw": true} {
 		v, ok := r.s.Get(option)
 		if !ok {
@@ -541,7 +455,9 @@ func sameClient(a, b *Interface) bool {
 	x, y := a.DHCP, b.DHCP
 	// How the lease is used can change without asking for a new one.
 	x.DefaultRoute, x.PeerDNS, x.Release = y.DefaultRoute, y.PeerDNS, y.Release
-	return a.Proto == b.Proto && a.Device == b.Device && reflect.DeepEqual(x, y) && slices.Equal(a.MAC, b.MAC)
+	u, v := a.DHCPv6, b.DHCPv6
+	u.DefaultRoute, u.PeerDNS, u.Release, u.SourceFilter, u.IfaceID = v.DefaultRoute, v.PeerDNS, v.Release, v.SourceFilter, v.IfaceID
+	return reflect.DeepEqual(u, v) && a.Proto == b.Proto && a.Device == b.Device && reflect.DeepEqual(x, y) && slices.Equal(a.MAC, b.MAC)
 }
 
 // find returns the interface of that name.

@@ -5,8 +5,10 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"weft/init/uci"
 )
@@ -17,7 +19,7 @@ func parse(t testing.TB, text string) *Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return parseConfig(p, "router")
+	return parseConfig(p, "router", nil)
 }
 
 func prefixes(s ...string) []netip.Prefix {
@@ -93,11 +95,11 @@ func TestParseDevices(t *testing.T) {
 		"config device\n\toption name eth2\n\toption mtu 9000\n"+
 		"config interface guest\n\toption type bridge\n\toption ifname 'eth3 eth4'\n\toption proto static\n\toption ipaddr 10.9.0.1\n\toption netmask 255.255.255.0\n")
 	want := []*Device{
-		{Name: "br-lan", Bridge: true, Ports: []string{"eth0", "eth1"}, MAC: []byte{2, 0, 0, 0, 0, 1}, MTU: 1400},
+		{Name: "br-lan", Kind: "bridge", Ports: []string{"eth0", "eth1"}, MAC: []byte{2, 0, 0, 0, 0, 1}, MTU: 1400},
 		{Name: "eth2", MTU: 9000},
-		{Name: "br-guest", Bridge: true, Ports: []string{"eth3", "eth4"}},
+		{Name: "br-guest", Kind: "bridge", Ports: []string{"eth3", "eth4"}},
 	}
-	if d := cmp.Diff(want, c.Devices); d != "" {
+	if d := cmp.Diff(want, c.Devices, cmpopts.IgnoreUnexported(Device{})); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
 	if i := c.Interfaces[0]; i.Device != "br-guest" || len(i.Problems) > 0 || len(c.Problems) > 0 {
@@ -116,7 +118,7 @@ func TestProblems(t *testing.T) {
 		{"option device eth0\n\toption proto static\n\toption ip6addr fe80::1%eth0/64", "network.bad: option ip6addr 'fe80::1%eth0/64': expected an IPv6 address"},
 		{"option device eth0\n\toption proto static\n\toption ipaddr 10.0.0.1\n\toption netmask 255.0.255.0", "network.bad: option netmask '255.0.255.0': expected a netmask such as 255.255.255.0"},
 		{"option device eth0\n\toption proto static\n\toption gateway nowhere", "network.bad: option gateway 'nowhere': expected an IPv4 address"},
-		{"option device eth0\n\toption proto pppoe", "network.bad: option proto 'pppoe': expected one of none, static, dhcp; others are not available in this version"},
+		{"option device eth0\n\toption proto pppoe", "network.bad: option proto 'pppoe': expected one of none, static, dhcp, dhcpv6, wireguard; others are not available in this version"},
 		{"option proto static\n\toption ipaddr 10.0.0.1", "network.bad: option device '': expected the device of the interface"},
 		{"option device 'eth0 eth1'\n\toption proto static", "network.bad: option device 'eth0 eth1': expected one device; for several make a device section of type bridge"},
 		{"option device a/b\n\toption proto static", "network.bad: option device 'a/b': expected the name of a network device, at most 15 characters"},
@@ -141,12 +143,12 @@ func TestProblems(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"config device x\n\toption type bridge\n":                                                                                                 "network.x: option name '': expected the name of the device",
-		"config device x\n\toption name v\n\toption type 8021q\n":                                                                                 "network.x: option type '8021q': expected bridge; others are not available in this version",
+		"config device x\n\toption name v\n\toption type bonding\n":                                                                               "network.x: option type 'bonding': expected one of bridge, 8021q, 8021ad, macvlan; others are not available in this version",
 		"config device y\n\toption name v\nconfig device x\n\toption name v\n":                                                                    "network.x: option name 'v': expected a name that no other device section has",
 		"config route x\n\toption target 10.0.0.0/8\n":                                                                                            "network.x: option interface '': expected the name of an interface section",
 		"config interface lan\n\toption device a\n\toption multipath maybe\n":                                                                     "network.lan: option multipath 'maybe': expected one of on, off, backup, master, handover",
 		"config interface lan\n\toption device a\nconfig route x\n\toption interface lan\n\toption target fd00::/8\n":                             "network.x: option target 'fd00::/8': expected an IPv4 network or host",
-		"config interface lan\n\toption device a\nconfig route x\n\toption interface lan\n\toption target 10.0.0.0/8\n\toption table 255\n":       "network.x: option table '255': expected main, default, or the number of a routing table",
+		"config interface lan\n\toption device a\nconfig route x\n\toption interface lan\n\toption target 10.0.0.0/8\n\toption table 255\n":       "network.x: option table '255': expected main, default, the number of a routing table, or a name from /etc/iproute2/rt_tables",
 		"config interface lan\n\toption device a\nconfig route6 x\n\toption interface lan\n\toption target fd00::/8\n\toption gateway 10.0.0.1\n": "network.x: option gateway '10.0.0.1': expected an IPv6 address",
 		"config device x\n\toption name b\n\toption type bridge\n\tlist ports 'much-too-long-name'":                                               "network.x: option ports 'much-too-long-name': expected the name of a network device",
 	} {
@@ -204,9 +206,9 @@ func TestPlans(t *testing.T) {
 	got := ""
 	plans := m.plans(nil)
 	for _, name := range sortedKeys(plans) {
-		got += fmt.Sprintf("%s bridge=%v master=%s\n", name, plans[name].bridge, plans[name].master)
+		got += fmt.Sprintf("%s %s master=%s\n", name, plans[name].kind(), plans[name].master)
 	}
-	want := "br-a bridge=true master=\nbr-b bridge=true master=\neth0 bridge=false master=br-a\neth1 bridge=false master=br-b\nlo bridge=false master=\n"
+	want := "br-a bridge master=\nbr-b bridge master=\neth0  master=br-a\neth1  master=br-b\nlo  master=\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
@@ -228,7 +230,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		m := newManager(nil, nil)
 		m.bus = silent{}
-		m.use(parseConfig(p, "router"))
+		m.use(parseConfig(p, "router", nil))
 		for name, q := range m.plans(nil) {
 			if len(name) > maxIfName || strings.Contains(name, "/") {
 				t.Fatalf("link %q", name)
@@ -241,7 +243,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		var all []nameservers
 		for _, name := range m.order {
-			c := m.states[name].content()
+			c := m.states[name].content(time.Now())
 			all = append(all, nameservers{name, 0, c.servers, c.search})
 			_ = m.interfaceStatus(m.states[name])
 		}

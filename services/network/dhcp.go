@@ -191,6 +191,7 @@ type wire struct {
 	link string
 	mac  net.HardwareAddr
 	opts DHCPOptions
+	last netip.Addr // what was held before; zero: nothing
 }
 
 // modifiers are the options that every message carries.
@@ -199,6 +200,7 @@ func (w *wire) modifiers() []dhcpv4.Modifier {
 		dhcpv4.OptionBroadcastAddress, dhcpv4.OptionHostName, dhcpv4.OptionNTPServers,
 		dhcpv4.OptionClasslessStaticRoute, dhcpv4.OptionIPAddressLeaseTime,
 		dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue,
+		dhcpv4.GenericOptionCode(optionMSRoutes),
 	}
 	for _, n := range w.opts.ReqOpts {
 		codes = append(codes, dhcpv4.GenericOptionCode(n))
@@ -296,19 +298,28 @@ func (w *wire) acquire(ctx context.Context, wait time.Duration) (*Lease, error) 
 		return nil, err
 	}
 	defer c.Close()
-	offer, err := c.DiscoverOffer(ctx, w.modifiers()...)
+	mods := w.modifiers()
+	if w.last.IsValid() { // after a pulled cable the same again, if it is free
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(w.last.AsSlice())))
+	}
+	offer, err := c.DiscoverOffer(ctx, mods...)
 	if err != nil {
 		return nil, err
 	}
 	ack, err := c.RequestFromOffer(ctx, offer, w.modifiers()...)
 	var nak *nclient4.ErrNak
 	if errors.As(err, &nak) {
+		w.last = netip.Addr{}
 		return nil, fmt.Errorf("%w: %w", errNak, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return newLease(ack.ACK, time.Now())
+	l, err := newLease(ack.ACK, time.Now())
+	if err == nil {
+		w.last = l.Addr.Addr()
+	}
+	return l, err
 }
 
 func (w *wire) renew(ctx context.Context, l *Lease, wait time.Duration) (*Lease, error) {

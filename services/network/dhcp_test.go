@@ -20,8 +20,8 @@ import (
 // silent is a bus that nobody listens to.
 type silent struct{}
 
-func (silent) interfaces([]string)                           {}
-func (silent) changed(string, string, bool, bool, bus.Table) {}
+func (silent) interfaces([]string)                       {}
+func (silent) changed(string, string, change, bus.Table) {}
 
 // script is a server that follows a list: what it answers to each message.
 type script struct {

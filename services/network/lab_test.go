@@ -26,6 +26,7 @@ import (
 
 	"weft/init/bus"
 	"weft/init/unit"
+	"weft/services/internal/rtnl"
 )
 
 // Tests of the service run in a network namespace of their own: this binary
@@ -429,8 +430,13 @@ func (l *lab) addresses(name string) string {
 // routes lists the routes of a link that the service made.
 func (l *lab) routes(name string) string {
 	l.Helper()
-	k := &kernel{h: &netlink.Handle{}, tables: map[int]bool{unix.RT_TABLE_MAIN: true, 100: true}}
-	rs, err := k.routes(l.link(name))
+	rt, err := rtnl.Dial()
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer rt.Close()
+	k := &kernel{rt: rt, tables: map[int]bool{unix.RT_TABLE_MAIN: true, 100: true}}
+	rs, err := k.routes(l.link(name).Attrs().Index)
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -440,13 +446,16 @@ func (l *lab) routes(name string) string {
 		if r.Via.IsValid() {
 			s += " via " + r.Via.String()
 		}
+		if r.From.IsValid() {
+			s += " from " + r.From.String()
+		}
 		if r.Src.IsValid() {
 			s += " src " + r.Src.String()
 		}
 		if r.Metric != 0 {
 			s += fmt.Sprint(" metric ", r.Metric)
 		}
-		if r.Table != 0 {
+		if r.Table != unix.RT_TABLE_MAIN {
 			s += fmt.Sprint(" table ", r.Table)
 		}
 		out = append(out, s)

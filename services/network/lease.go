@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"golang.org/x/sys/unix"
 )
 
 // Lease is what a DHCP server gave.
@@ -31,12 +32,30 @@ type Lease struct {
 // Route is a route of an interface.
 type Route struct {
 	Dest   netip.Prefix
-	Via    netip.Addr // zero: on the link
-	Src    netip.Addr // preferred source; zero: the kernel chooses
+	Via    netip.Addr   // zero: on the link
+	Src    netip.Addr   // preferred source; zero: the kernel chooses
+	From   netip.Prefix // IPv6: for packets from there only; zero: from anywhere
 	Metric int
-	Table  int  // 0: the main one
-	OnLink bool // Via is on the link, whatever the addresses say
+	Table  int   // 0: the main one
+	Type   uint8 // unix.RTN_…; 0: unicast
+	MTU    int   // 0: that of the link
+	OnLink bool  // Via is on the link, whatever the addresses say
+	// Valid is when the one who announced the route wants it gone; zero: never.
+	Valid time.Time
 }
+
+// deadEnd tells whether packets end there.
+func (r Route) deadEnd() bool {
+	switch r.Type {
+	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
+		return true
+	}
+	return false
+}
+
+// optionMSRoutes is Microsoft's number for classless routes, in the form of
+// option 121. Some servers send nothing else.
+const optionMSRoutes = 249
 
 const (
 	// defaultLease is for servers that do not say how long, as LEDE's client
@@ -86,7 +105,14 @@ func newLease(ack *dhcpv4.DHCPv4, at time.Time) (*Lease, error) {
 	if h := ack.HostName(); validDomain(h) {
 		l.Hostname = h
 	}
-	for _, r := range ack.ClasslessStaticRoute() {
+	routes := ack.ClasslessStaticRoute()
+	if b := ack.Options.Get(dhcpv4.GenericOptionCode(optionMSRoutes)); routes == nil && b != nil {
+		var rs dhcpv4.Routes
+		if rs.FromBytes(b) == nil {
+			routes = rs
+		}
+	}
+	for _, r := range routes {
 		ip, ok := netip.AddrFromSlice(r.Dest.IP.To4())
 		ones, _ := r.Dest.Mask.Size()
 		if !ok || len(l.Routes) == maxRoutes {

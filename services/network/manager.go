@@ -1,7 +1,9 @@
 package network
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -34,6 +36,10 @@ type manager struct {
 	failures map[string]string // of links, as last logged
 	said     string            // last status text
 
+	assigner assigner
+	parts    map[string][]assignment
+	expiry   *time.Timer // the next end of a lifetime
+
 	dirty chan struct{} // links changed
 	calls chan func()
 	retry *time.Timer // set while something could not be done
@@ -43,10 +49,19 @@ type manager struct {
 type publisher interface {
 	// interfaces replaces the set of interfaces that have an object.
 	interfaces(names []string)
-	// changed reports an interface that came up, went down or, when it was up
-	// before, got other addresses.
-	changed(name, device string, up, updated bool, status bus.Table)
+	// changed reports what happened to an interface.
+	changed(name, device string, what change, status bus.Table)
 }
+
+// change is what happened to an interface.
+type change int
+
+const (
+	wentDown change = iota
+	cameUp
+	updated   // other addresses, routes or resolvers
+	prolonged // the same for longer, or shorter
+)
 
 // state is an interface at work.
 type state struct {
@@ -62,21 +77,18 @@ type state struct {
 
 	client *client
 	lease  *Lease
+	last   netip.Addr // what DHCP gave before, to be asked for again
+	six    *six       // of proto dhcpv6
+	tunnel *tunnel    // of proto wireguard
+
+	table int // for its default routes while there are several uplinks
+	parts []assignment
 }
 
 // fault is an entry of `errors` in the status, as netifd has them.
 type fault struct {
 	subsystem, code string
 	data            []string
-}
-
-// content is what others want to hear of when it changes.
-type content struct {
-	device  string
-	addrs   []netip.Prefix
-	routes  []Route
-	servers []netip.Addr
-	search  []string
 }
 
 // client is a DHCP client at work.
@@ -133,6 +145,8 @@ const retryAfter = 5 * time.Second
 func (m *manager) loop(ctx context.Context, reload, announced <-chan struct{}, reloading, ready func()) {
 	m.retry = time.NewTimer(time.Hour)
 	m.retry.Stop()
+	m.expiry = time.NewTimer(time.Hour)
+	defer m.expiry.Stop()
 	grace := time.NewTimer(settle)
 	defer grace.Stop()
 	started := false
@@ -155,6 +169,7 @@ func (m *manager) loop(ctx context.Context, reload, announced <-chan struct{}, r
 			return
 		case <-m.dirty:
 		case <-m.retry.C:
+		case <-m.expiry.C:
 		case <-announced:
 			announced = nil
 		case <-grace.C:
@@ -182,6 +197,9 @@ func (m *manager) settled() bool {
 	return true
 }
 
+// tablesFile has the names of routing tables.
+const tablesFile = "/etc/iproute2/rt_tables"
+
 // load reads the configuration. If that is not possible the one in use stays.
 func (m *manager) load() {
 	p, err := m.tree.LoadCommitted("network")
@@ -192,7 +210,7 @@ func (m *manager) load() {
 	}
 	// What DHCP sends for lack of `option hostname`; without a name, none.
 	hostname, _ := os.Hostname()
-	cfg := parseConfig(p, hostname)
+	cfg := parseConfig(p, hostname, readTables(tablesFile))
 	var faults []string
 	note := func(level slog.Level, msg, what string) {
 		faults = append(faults, what)
@@ -246,8 +264,8 @@ func (m *manager) use(cfg *Config) {
 		case s == nil:
 			m.states[i.Name] = &state{cfg: i, autostart: i.Auto}
 			continue
-		case s.client != nil && !sameClient(s.cfg, i):
-			m.stopClient(s, true)
+		case !sameClient(s.cfg, i):
+			m.stopClients(s, true)
 		}
 		if s.cfg.Auto != i.Auto {
 			s.autostart = i.Auto
@@ -256,7 +274,7 @@ func (m *manager) use(cfg *Config) {
 	}
 	for name, s := range m.states {
 		if !slices.Contains(names, name) {
-			m.stopClient(s, true)
+			m.stopClients(s, true)
 			m.down(name, s)
 			delete(m.states, name)
 		}
@@ -275,7 +293,8 @@ func (m *manager) reconcile(ctx context.Context) {
 	var ls links
 	var plans map[string]*plan
 	var errs map[string]error
-	for range 3 { // bridges first, then their ports, then what they carry
+	m.divide(ls)
+	for range 5 { // bridges first, then their ports, then what they carry
 		var err error
 		if ls, err = m.kernel.links(); err != nil {
 			m.log.Error("cannot see the links", "error", err)
@@ -289,6 +308,8 @@ func (m *manager) reconcile(ctx context.Context) {
 		}
 	}
 	m.look(ctx, ls)
+	m.divide(ls)
+	m.uplinks()
 	plans = m.plans(ls) // with what is available now, and leases
 	for _, name := range sortedKeys(plans) {
 		l, there := ls[name]
@@ -299,7 +320,13 @@ func (m *manager) reconcile(ctx context.Context) {
 			errs[name] = err
 		}
 	}
+	if err := errors.Join(m.tunnels(ls), m.kernel.deadEnds(m.deadEnds()), m.kernel.rules(m.rules(ls))); err != nil {
+		errs[""] = err
+	}
 	m.report(ls, errs)
+	if m.expiry != nil {
+		m.expiry.Reset(m.nextExpiry())
+	}
 	if len(errs) > 0 {
 		m.retry.Reset(retryAfter)
 	}
@@ -313,15 +340,18 @@ func (s *state) wanted() bool { return s.autostart && len(s.cfg.Problems) == 0 }
 // available and the leases. ls is only asked for MAC addresses of ports.
 func (m *manager) plans(ls links) map[string]*plan {
 	plans := map[string]*plan{"lo": {}} // loopback is up whatever happens
-	of := func(name string) *plan {
+	var of func(name string) *plan
+	of = func(name string) *plan {
 		p := plans[name]
 		if p == nil {
 			p = &plan{}
 			plans[name] = p
-			for _, d := range m.cfg.Devices {
-				if d.Name == name {
-					p.mac, p.mtu, p.bridge, p.ports = d.MAC, d.MTU, d.Bridge, d.Ports
-				}
+			if p.dev = m.cfg.deviceOf(name); p.dev == nil {
+				p.dev = implicit(name)
+			}
+			p.mac, p.mtu = p.dev.MAC, p.dev.MTU
+			if p.dev.Parent != "" {
+				of(p.dev.Parent)
 			}
 		}
 		return p
@@ -333,6 +363,12 @@ func (m *manager) plans(ls links) map[string]*plan {
 			continue
 		}
 		p := of(s.device)
+		if s.cfg.Proto == "wireguard" {
+			p.dev = &Device{Name: s.device, Kind: "wireguard"}
+		}
+		if s.cfg.Proto == "dhcpv6" {
+			p.sysctls = append(p.sysctls, s.six.sysctls(p.mtu)...)
+		}
 		if s.cfg.MAC != nil {
 			p.mac = s.cfg.MAC
 		}
@@ -342,22 +378,31 @@ func (m *manager) plans(ls links) map[string]*plan {
 		if !s.available {
 			continue
 		}
-		c := s.content()
-		for _, a := range c.addrs {
-			if !slices.Contains(p.addrs, a) {
-				p.addrs = append(p.addrs, a)
+		c := s.content(time.Now())
+		for _, a := range c.own() {
+			if slices.Contains(p.addrs, a.Prefix) {
+				continue
+			}
+			p.addrs = append(p.addrs, a.Prefix)
+			if over(a.Preferred, time.Now()) {
+				if p.deprecated == nil {
+					p.deprecated = map[netip.Prefix]bool{}
+				}
+				p.deprecated[a.Prefix] = true
 			}
 		}
 		p.routes = append(p.routes, c.routes...)
+		p.routes = append(p.routes, s.tableRoutes(c)...)
 	}
+	m.hostRoutes(plans)
 	for _, name := range sortedKeys(plans) {
 		p := plans[name]
-		if !p.bridge {
+		if p.kind() != "bridge" {
 			continue
 		}
-		for _, port := range p.ports {
+		for _, port := range p.dev.Ports {
 			q := of(port)
-			if q.bridge || q.master != "" {
+			if q.kind() == "bridge" || q.master != "" {
 				continue // a bridge in a bridge, or in two: the first one keeps it
 			}
 			q.master = name
@@ -374,38 +419,6 @@ func (m *manager) plans(ls links) map[string]*plan {
 	return plans
 }
 
-// content is what an interface has when it is up.
-func (s *state) content() content {
-	i := s.cfg
-	c := content{device: s.device, servers: slices.Clone(i.DNS), search: slices.Clone(i.DNSSearch)}
-	switch {
-	case i.Proto == "static":
-		c.addrs = i.Addrs
-		for _, gw := range i.Gateways {
-			all := netip.IPv4Unspecified()
-			if gw.Is6() {
-				all = netip.IPv6Unspecified()
-			}
-			c.routes = append(c.routes, Route{Dest: netip.PrefixFrom(all, 0), Via: gw, Metric: i.Metric, OnLink: true})
-		}
-	case i.Proto == "dhcp" && s.lease != nil:
-		c.addrs = []netip.Prefix{s.lease.Addr}
-		c.routes = s.lease.routes(i.DHCP, i.Metric)
-		if i.DHCP.PeerDNS {
-			c.servers = append(c.servers, s.lease.DNS...)
-			if s.lease.Domain != "" {
-				c.search = append(c.search, s.lease.Domain)
-			}
-		}
-	}
-	for _, r := range i.Routes {
-		if !slices.Contains(c.routes, r) {
-			c.routes = append(c.routes, r)
-		}
-	}
-	return c
-}
-
 // look finds out which interfaces have their link, and runs DHCP on those that
 // want it.
 func (m *manager) look(ctx context.Context, ls links) {
@@ -418,9 +431,19 @@ func (m *manager) look(ctx context.Context, ls links) {
 			m.stopClient(s, s.available && s.client.index == l.Attrs().Index)
 		}
 		if run && s.client == nil {
-			m.startClient(ctx, name, s, l.Attrs().Index, &wire{link: s.device, mac: l.Attrs().HardwareAddr, opts: s.cfg.DHCP})
+			m.startClient(ctx, name, s, l.Attrs().Index, &wire{link: s.device, mac: l.Attrs().HardwareAddr, opts: s.cfg.DHCP, last: s.last})
 		}
+		m.lookSix(ctx, name, s, ls)
+		m.lookTunnel(ctx, name, s)
 	}
+}
+
+// stopClients ends what talks to servers and routers for an interface.
+func (m *manager) stopClients(s *state, release bool) {
+	m.stopClient(s, release)
+	m.stopSix(s, release)
+	s.tunnel.end()
+	s.tunnel = nil
 }
 
 func (m *manager) startClient(ctx context.Context, name string, s *state, index int, w *wire) {
@@ -436,7 +459,9 @@ func (m *manager) startClient(ctx context.Context, name string, s *state, index 
 			if l != nil && (s.lease == nil || s.lease.Addr != l.Addr) {
 				log.Info("got a lease", "address", l.Addr, "server", l.Server, "seconds", int(l.Duration.Seconds()))
 			}
-			s.lease = l
+			if s.lease = l; l != nil {
+				s.last = l.Addr.Addr()
+			}
 		})
 	}}
 	go func() {
@@ -468,7 +493,7 @@ func (m *manager) report(ls links, errs map[string]error) {
 	for name, err := range errs {
 		failures[name] = err.Error()
 		if m.failures[name] != err.Error() { // say it once, not at each try
-			m.log.Error("link is not as configured, trying again", "device", name, "error", err)
+			m.log.Error("not everything is as configured, trying again", "device", name, "error", err)
 		}
 	}
 	m.failures = failures
@@ -491,7 +516,7 @@ func (m *manager) report(ls links, errs map[string]error) {
 		if s.wanted() && s.device != "" && !there {
 			s.faults = append(s.faults, fault{"interface", "NO_DEVICE", nil})
 		}
-		up := s.wanted() && s.available && err == nil && (s.cfg.Proto != "dhcp" || s.lease != nil)
+		up := s.wanted() && s.available && err == nil && s.ready()
 		s.pending = s.wanted() && s.available && !up
 		if !up {
 			if s.wanted() {
@@ -500,16 +525,24 @@ func (m *manager) report(ls links, errs map[string]error) {
 			m.down(name, s)
 			continue
 		}
-		now := s.content()
+		now := s.content(time.Now())
 		first := !s.up
 		if first {
 			s.up, s.since = true, time.Now()
 			m.log.Info("interface is up", "interface", name, "device", s.device)
 		}
-		if first || !reflect.DeepEqual(now, s.shown) {
-			s.shown = now
-			m.bus.changed(name, s.device, true, !first, m.interfaceStatus(s))
+		what := prolonged
+		switch {
+		case first:
+			what = cameUp
+		case !reflect.DeepEqual(now.timeless(), s.shown.timeless()):
+			what = updated
+		case reflect.DeepEqual(now.assigned, s.shown.assigned) && reflect.DeepEqual(now.prefixes, s.shown.prefixes):
+			s.shown = now // lifetimes of its own, which nobody follows
+			continue
 		}
+		s.shown = now
+		m.bus.changed(name, s.device, what, m.interfaceStatus(s))
 	}
 	text := fmt.Sprintf("%d of %d interfaces up", len(m.order)-len(waiting), len(m.order))
 	if len(waiting) > 0 {
@@ -528,7 +561,7 @@ func (m *manager) down(name string, s *state) {
 	}
 	s.up, s.shown = false, content{}
 	m.log.Info("interface is down", "interface", name, "device", s.device)
-	m.bus.changed(name, s.device, false, false, m.interfaceStatus(s))
+	m.bus.changed(name, s.device, wentDown, m.interfaceStatus(s))
 }
 
 // resolve writes the resolver file.
@@ -564,7 +597,7 @@ func (m *manager) shutdown() {
 func (m *manager) clear() {
 	for _, name := range m.order {
 		s := m.states[name]
-		m.stopClient(s, s.available)
+		m.stopClients(s, s.available)
 		m.down(name, s)
 		s.available = false
 	}
@@ -580,9 +613,12 @@ func (m *manager) clear() {
 			errs["lo"] = err
 		}
 	}
+	if err := errors.Join(m.kernel.deadEnds(nil), m.kernel.rules(nil)); err != nil {
+		m.log.Warn("routes and rules were not taken back", "error", err)
+	}
 	for name, err := range errs {
 		m.log.Warn("link was not given back", "device", name, "error", err)
 	}
 }
 
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

@@ -109,9 +109,9 @@ func (o *objects) interfaces(names []string) {
 
 // changed implements publisher: netifd's event, its notifications, and the
 // scripts in /etc/hotplug.d/iface.
-func (o *objects) changed(name, device string, up, updated bool, status bus.Table) {
+func (o *objects) changed(name, device string, what change, status bus.Table) {
 	action, notice := "ifdown", "interface.down"
-	if up {
+	if what != wentDown {
 		action, notice = "ifup", "interface.update"
 	}
 	data := append(bus.Table{{Name: "interface", Value: name}}, status...)
@@ -131,10 +131,10 @@ func (o *objects) changed(name, device string, up, updated bool, status bus.Tabl
 			}
 		}
 	})
-	if o.hotplug == "" {
+	if o.hotplug == "" || what == prolonged {
 		return
 	}
-	if updated {
+	if what == updated {
 		action = "ifupdate"
 	}
 	o.enqueue(func(ctx context.Context) { o.runHotplug(ctx, action, name, device) })
@@ -243,12 +243,14 @@ func (o *objects) methods(find func(*bus.Request) (*state, error), args []bus.Ar
 		{Name: "up", Args: args, Handle: on(func(s *state) (bus.Table, error) { s.autostart = true; return nil, nil })},
 		{Name: "down", Args: args, Handle: on(func(s *state) (bus.Table, error) { s.autostart = false; return nil, nil })},
 		{Name: "renew", Args: args, Handle: on(func(s *state) (bus.Table, error) {
-			if s.client == nil {
+			if s.client == nil && s.six == nil {
 				return nil, bus.StatusNotSupported
 			}
-			select {
-			case s.client.kick <- struct{}{}:
-			default: // one is waiting already
+			if s.client != nil {
+				poke(s.client.kick)
+			}
+			if s.six != nil {
+				poke(s.six.kick)
 			}
 			return nil, nil
 		})},

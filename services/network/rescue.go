@@ -48,7 +48,7 @@ func rescueConfig(boardJSON string) *Config {
 		"config interface lan\n option device " + uci.Quote(port) + "\n option proto static\n list ipaddr " + rescueAddress + "\n"
 	p, err := uci.Parse("network", strings.NewReader(text), true)
 	if err == nil {
-		if c := parseConfig(p, ""); c.usable() || boardJSON == "" {
+		if c := parseConfig(p, "", nil); c.usable() || boardJSON == "" {
 			return c
 		}
 	}

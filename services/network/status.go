@@ -44,8 +44,8 @@ func (m *manager) interfaceStatus(s *state) bus.Table {
 			bus.Attr{Name: "metric", Value: int32(i.Metric)},
 			bus.Attr{Name: "dns_metric", Value: int32(i.DNSMetric)},
 			bus.Attr{Name: "delegation", Value: i.Delegation})
-		t = append(t, s.shown.table(true)...)
-		inactive := content{}.table(false)
+		t = append(t, s.shown.table(true, m.assigned(i.Name))...)
+		inactive := content{}.table(false, nil)
 		t = append(t, bus.Attr{Name: "inactive", Value: inactive})
 	}
 	data := bus.Table{}
@@ -60,6 +60,9 @@ func (m *manager) interfaceStatus(s *state) bus.Table {
 			data = append(data, bus.Attr{Name: "ntpserver", Value: joinAddrs(l.NTP)})
 		}
 		data = append(data, bus.Attr{Name: "leasetime", Value: int32(l.Duration / time.Second)})
+	}
+	if x := s.six; x != nil && s.up && x.lease != nil && len(x.lease.ntp) > 0 {
+		data = append(data, bus.Attr{Name: "ntpserver", Value: joinAddrs(x.lease.ntp)})
 	}
 	t = append(t, bus.Attr{Name: "data", Value: data})
 	if len(s.faults) > 0 {
@@ -77,41 +80,20 @@ func (m *manager) interfaceStatus(s *state) bus.Table {
 }
 
 // table lists addresses, routes and resolvers. prefixes adds the lists that
-// only the active part has.
-func (c content) table(prefixes bool) bus.Table {
+// only the active part has; assigned tells who has a part of a prefix.
+func (c content) table(prefixes bool, assigned func(netip.Prefix) bus.Table) bus.Table {
+	now := time.Now()
 	v4, v6, routes := bus.Array{}, bus.Array{}, bus.Array{}
 	for _, a := range c.addrs {
 		e := bus.Table{{Name: "address", Value: a.Addr().String()}, {Name: "mask", Value: int32(a.Bits())}}
 		if a.Addr().Is4() {
 			v4 = append(v4, e)
 		} else {
-			v6 = append(v6, e)
+			v6 = append(v6, a.lifetime.table(e, now))
 		}
 	}
 	for _, r := range c.routes {
-		none := netip.IPv4Unspecified()
-		if r.Dest.Addr().Is6() {
-			none = netip.IPv6Unspecified()
-		}
-		via, source := none, netip.PrefixFrom(none, 0)
-		if r.Via.IsValid() {
-			via = r.Via
-		}
-		if r.Src.IsValid() {
-			source = netip.PrefixFrom(r.Src, r.Src.BitLen())
-		}
-		e := bus.Table{
-			{Name: "target", Value: r.Dest.Addr().String()},
-			{Name: "mask", Value: int32(r.Dest.Bits())},
-			{Name: "nexthop", Value: via.String()},
-		}
-		if r.Metric != 0 {
-			e = append(e, bus.Attr{Name: "metric", Value: int32(r.Metric)})
-		}
-		if r.Table != 0 {
-			e = append(e, bus.Attr{Name: "table", Value: int32(r.Table)})
-		}
-		routes = append(routes, append(e, bus.Attr{Name: "source", Value: source.String()}))
+		routes = append(routes, r.table(now))
 	}
 	servers := bus.Array{}
 	for _, a := range c.servers {
@@ -119,13 +101,100 @@ func (c content) table(prefixes bool) bus.Table {
 	}
 	t := bus.Table{{Name: "ipv4-address", Value: v4}, {Name: "ipv6-address", Value: v6}}
 	if prefixes {
-		t = append(t, bus.Attr{Name: "ipv6-prefix", Value: bus.Array{}}, bus.Attr{Name: "ipv6-prefix-assignment", Value: bus.Array{}})
+		own, parts := bus.Array{}, bus.Array{}
+		for _, p := range c.prefixes {
+			e := bus.Table{{Name: "address", Value: p.Addr().String()}, {Name: "mask", Value: int32(p.Bits())}}
+			e = p.lifetime.table(e, now)
+			if assigned != nil {
+				e = append(e, assigned(p.Prefix)...)
+			}
+			own = append(own, e)
+		}
+		for _, p := range c.assigned {
+			e := bus.Table{{Name: "address", Value: p.Addr().String()}, {Name: "mask", Value: int32(p.Bits())}}
+			e = p.lifetime.table(e, now)
+			parts = append(parts, append(e, bus.Attr{Name: "local-address", Value: bus.Table{
+				{Name: "address", Value: p.addr.String()}, {Name: "mask", Value: int32(p.Bits())},
+			}}))
+		}
+		t = append(t, bus.Attr{Name: "ipv6-prefix", Value: own}, bus.Attr{Name: "ipv6-prefix-assignment", Value: parts})
 	}
 	return append(t,
 		bus.Attr{Name: "route", Value: routes},
 		bus.Attr{Name: "dns-server", Value: servers},
 		bus.Attr{Name: "dns-search", Value: stringArray(c.search)},
 		bus.Attr{Name: "neighbors", Value: bus.Array{}})
+}
+
+// table adds how long something lives, in seconds, to its entry.
+func (l lifetime) table(e bus.Table, now time.Time) bus.Table {
+	if l.Valid.IsZero() {
+		return e
+	}
+	if !l.Preferred.IsZero() {
+		e = append(e, bus.Attr{Name: "preferred", Value: left(l.Preferred, now)})
+	}
+	return append(e, bus.Attr{Name: "valid", Value: left(l.Valid, now)})
+}
+
+// left is the time until t in whole seconds, never negative.
+func left(t, now time.Time) int32 {
+	return int32(min(max(0, t.Sub(now)/time.Second), 1<<31-1))
+}
+
+func (r Route) table(now time.Time) bus.Table {
+	none := netip.IPv4Unspecified()
+	if r.Dest.Addr().Is6() {
+		none = netip.IPv6Unspecified()
+	}
+	via, source := none, netip.PrefixFrom(none, 0)
+	if r.Via.IsValid() {
+		via = r.Via
+	}
+	if r.Src.IsValid() {
+		source = netip.PrefixFrom(r.Src, r.Src.BitLen())
+	}
+	if r.From.IsValid() {
+		source = r.From
+	}
+	e := bus.Table{
+		{Name: "target", Value: r.Dest.Addr().String()},
+		{Name: "mask", Value: int32(r.Dest.Bits())},
+		{Name: "nexthop", Value: via.String()},
+	}
+	if name := r.typeName(); name != "" {
+		e = append(e, bus.Attr{Name: "type", Value: name})
+	}
+	if r.MTU != 0 {
+		e = append(e, bus.Attr{Name: "mtu", Value: int32(r.MTU)})
+	}
+	if r.Metric != 0 {
+		e = append(e, bus.Attr{Name: "metric", Value: int32(r.Metric)})
+	}
+	if r.Table != 0 {
+		e = append(e, bus.Attr{Name: "table", Value: int32(r.Table)})
+	}
+	if !r.Valid.IsZero() {
+		e = append(e, bus.Attr{Name: "valid", Value: left(r.Valid, now)})
+	}
+	return append(e, bus.Attr{Name: "source", Value: source.String()})
+}
+
+// assigned tells who has which part of a prefix, in netifd's shape.
+func (m *manager) assigned(class string) func(netip.Prefix) bus.Table {
+	return func(p netip.Prefix) bus.Table {
+		parts := bus.Table{}
+		for _, name := range m.order {
+			for _, a := range m.parts[name] {
+				if a.pool == p && a.class == class {
+					parts = append(parts, bus.Attr{Name: name, Value: bus.Table{
+						{Name: "address", Value: a.Addr().String()}, {Name: "mask", Value: int32(a.Bits())},
+					}})
+				}
+			}
+		}
+		return bus.Table{{Name: "class", Value: class}, {Name: "assigned", Value: parts}}
+	}
 }
 
 func joinAddrs(as []netip.Addr) string {
@@ -157,8 +226,15 @@ func (m *manager) dump() bus.Table {
 func deviceStatus(ls links, l netlink.Link, managed bool) bus.Table {
 	a := l.Attrs()
 	kind := "Network device"
-	if l.Type() == "bridge" {
+	switch l.Type() {
+	case "bridge":
 		kind = "bridge"
+	case "vlan":
+		kind = "VLAN"
+	case "macvlan":
+		kind = "MAC VLAN"
+	case "wireguard":
+		kind = "Tunnel"
 	}
 	t := bus.Table{
 		{Name: "external", Value: !managed},

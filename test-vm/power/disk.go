@@ -7,6 +7,8 @@ import (
 	"os"
 	"sort"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Sector is the number of bytes that a disk writes whole or not at all.
@@ -178,32 +180,90 @@ func (d *Disk) Flush() error {
 	return err
 }
 
-// Save writes the disk to a raw sparse file, for foreign programs.
+// Save writes the disk to a raw sparse file: for foreign programs, and for machines that are to boot it fast. A base that
+// is a file is copied by the kernel, holes left out.
 func (d *Disk) Save(path string) (err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("save the disk: %w", err)
 	}
 	defer func() {
-		if cerr := f.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("save the disk: %w", cerr)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			err = fmt.Errorf("save the disk to %s: %w", path, err)
 		}
 	}()
 	if err := f.Truncate(d.size); err != nil {
-		return fmt.Errorf("save the disk: %w", err)
+		return err
 	}
-	buf, zeros := make([]byte, 256<<10), make([]byte, 256<<10)
-	for off := int64(0); off < d.size; off += int64(len(buf)) {
-		part := buf[:min(int64(len(buf)), d.size-off)]
-		if _, err := d.ReadAt(part, off); err != nil {
+	return d.save(f)
+}
+
+func (d *Disk) save(f *os.File) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var err error
+	switch base := d.base.(type) {
+	case *Disk:
+		err = base.save(f)
+	case *os.File:
+		err = copyFile(f, base, d.size)
+	default:
+		_, err = io.Copy(io.NewOffsetWriter(f, 0), io.NewSectionReader(base, 0, d.size))
+	}
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 256<<10)
+	for _, e := range d.written {
+		if e.data < 0 {
+			const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+			if unix.Fallocate(int(f.Fd()), punch, e.from, e.to-e.from) == nil {
+				continue
+			}
+		}
+		for at := e.from; at < e.to; {
+			part := buf[:min(int64(len(buf)), e.to-at)]
+			clear(part)
+			if e.data >= 0 {
+				if err := d.log.read(part, e.data+at-e.from); err != nil {
+					return err
+				}
+			}
+			if _, err := f.WriteAt(part, at); err != nil {
+				return err
+			}
+			at += int64(len(part))
+		}
+	}
+	return nil
+}
+
+// copyFile copies the parts of a file that are no holes, up to size.
+func copyFile(to, from *os.File, size int64) error {
+	info, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	end := min(size, info.Size())
+	for off := int64(0); off < end; {
+		start, err := unix.Seek(int(from.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) || err == nil && start >= end {
+			return nil // holes up to the end
+		}
+		if err != nil {
 			return err
 		}
-		if string(part) == string(zeros[:len(part)]) {
-			continue
+		hole, err := unix.Seek(int(from.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			return err
 		}
-		if _, err := f.WriteAt(part, off); err != nil {
-			return fmt.Errorf("save the disk: %w", err)
+		if _, err := io.Copy(io.NewOffsetWriter(to, start), io.NewSectionReader(from, start, min(hole, end)-start)); err != nil {
+			return err
 		}
+		off = hole
 	}
 	return nil
 }

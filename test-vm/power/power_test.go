@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -241,19 +242,49 @@ func contentAt(t *testing.T, l *Log, base io.ReaderAt, cut Cut) []byte {
 	return content(t, d)
 }
 
+// TestSave: a file holds what the disk holds, whatever the base is.
 func TestSave(t *testing.T) {
-	d, _, _, _ := newTestDisk(t)
-	states := play(t, d, rand.New(rand.NewPCG(3, 4)), 30, true)
-	path := filepath.Join(t.TempDir(), "disk.img")
-	if err := d.Save(path); err != nil {
+	base := filepath.Join(t.TempDir(), "base.img")
+	if err := os.WriteFile(base, bytes.Repeat([]byte{0xb0}, testSize/4), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(path)
+	if err := os.Truncate(base, testSize/2); err != nil { // a hole
+		t.Fatal(err)
+	}
+	file, err := os.Open(base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got, states[len(states)-1]) {
-		t.Error("the file differs from the disk")
+	defer file.Close()
+	for _, from := range []io.ReaderAt{bytes.NewReader(bytes.Repeat([]byte{0xb0}, testSize)), file} {
+		l, err := CreateLog(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		d, err := NewDisk(from, testSize, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := play(t, d, rand.New(rand.NewPCG(3, 4)), 12, true)
+		for after, want := range states {
+			cut, err := l.At(from, testSize, Cut{After: after})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := cut.WriteAt([]byte("mine"), 700); err != nil {
+				t.Fatal(err)
+			}
+			want = bytes.Clone(want)
+			copy(want[700:], "mine")
+			path := filepath.Join(t.TempDir(), "disk.img")
+			if err := errors.Join(cut.Save(path), cut.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("base %T, after %d: the file differs from the disk (%v)", from, after, err)
+			}
+		}
 	}
 }
 

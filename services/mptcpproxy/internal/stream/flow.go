@@ -41,8 +41,9 @@ type Flow struct {
 	final   frameType
 	err     error
 	tries   int
-	turn    uint32 // how often the flow was resumed
-	ours    bool   // and whether it was we who did it last
+	// Numbers of RESUME, the first is 1: the last of ours, the last of ours
+	// that the peer has followed, the last of the peer's that we have.
+	turn, followed, seen uint32
 
 	down     []byte // for the host, from off on
 	off      int
@@ -659,7 +660,8 @@ func (f *Flow) bind(t *trunk) {
 	}
 	t.deadline = l.now + int64(min(answerTime<<f.tries, answerMax))
 	if f.begun {
-		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd, f.turn}.append(t.ctl)
+		f.turn++
+		t.ctl = resume{f.id, f.sent - uint64(len(f.retain)), f.recvd, f.turn, f.seen}.append(t.ctl)
 		l.count.resumes.Add(1)
 	} else {
 		t.fresh = true

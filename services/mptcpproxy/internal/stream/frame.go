@@ -9,7 +9,7 @@ import (
 
 // Version is the version of the trunk protocol. It is the first byte of every
 // OPEN; a gateway refuses the versions it does not know.
-const Version = 1
+const Version = 2
 
 // A frame on a trunk is one byte of type, three bytes of length (big endian)
 // and that many bytes. A sealed trunk carries the same frames: the length then
@@ -146,28 +146,35 @@ func (s *seal) appendSealed(dst, src []byte) []byte {
 	return dst
 }
 
-// resume is the contents of RESUME: which flow, how many bytes the sender has
-// sent before and received, so that bytes lost or sent twice with a dead trunk
-// are noticed, and how often the flow was resumed, so that a RESUME that has
-// lost against one of the other side is known however late it comes.
+// resume is the contents of RESUME: which flow, and how many bytes the sender
+// has sent before and received, so that bytes lost or sent twice with a dead
+// trunk are noticed. Each RESUME of a flow has a number of its own, and names
+// the last one of the other side that its sender has followed: so one that was
+// given up, for another one or because both sides resumed at once, is known
+// however late it comes.
 type resume struct {
 	flow, sent, received uint64
-	turn                 uint32
+	turn, seen           uint32
 }
 
-const resumeLen = 28
+const resumeLen = 32
 
 func (r resume) append(b []byte) []byte {
 	b = append(b, byte(frameResume), 0, 0, resumeLen)
 	b = binary.BigEndian.AppendUint64(b, r.flow)
 	b = binary.BigEndian.AppendUint64(b, r.sent)
 	b = binary.BigEndian.AppendUint64(b, r.received)
-	return binary.BigEndian.AppendUint32(b, r.turn)
+	b = binary.BigEndian.AppendUint32(b, r.turn)
+	return binary.BigEndian.AppendUint32(b, r.seen)
 }
 
 func parseResume(p []byte) (resume, error) {
 	if len(p) != resumeLen {
 		return resume{}, fmt.Errorf("%w: RESUME of %d bytes, expected %d", ErrProtocol, len(p), resumeLen)
 	}
-	return resume{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:]), binary.BigEndian.Uint32(p[24:])}, nil
+	return resume{binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:]),
+		binary.BigEndian.Uint32(p[24:]), binary.BigEndian.Uint32(p[28:])}, nil
 }
+
+// older compares numbers of RESUME, which begin again at 0 some day.
+func older(a, b uint32) bool { return int32(a-b) < 0 }

@@ -101,8 +101,8 @@ func FuzzTrunk(f *testing.F) {
 	open := openMessage{7, netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2")}.append(nil)
 	f.Add(open, uint8(0), true)
 	f.Add(append(append(open, appendFrame(nil, frameData, []byte("x")...)...), appendFrame(nil, frameFin)...), uint8(3), false)
-	f.Add(resume{7, 0, 0, 0}.append(nil), uint8(1), true)
-	f.Add(append(append(open, appendFrame(nil, framePark)...), resume{7, 0, 0, 0}.append(nil)...), uint8(0), false)
+	f.Add(resume{flow: 7, turn: 1}.append(nil), uint8(1), true)
+	f.Add(append(append(open, appendFrame(nil, framePark)...), resume{flow: 7, turn: 1}.append(nil)...), uint8(0), false)
 	f.Add(append(appendFrame(nil, framePing, 1, 2, 3, 4, 5, 6, 7, 8), appendFrame(nil, frameYield)...), uint8(5), true)
 	f.Add(appendFailed(nil, unix.ECONNREFUSED), uint8(2), true)
 	f.Fuzz(func(t *testing.T, in []byte, cut uint8, near bool) {

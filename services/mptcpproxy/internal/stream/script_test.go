@@ -153,7 +153,7 @@ func TestResumeBeforeAnswer(t *testing.T) {
 			c.Write([]byte("question"))
 			id := first.open()
 			first.data("question")
-			second.say(resume{flow: id, sent: 0, received: 8}.append(nil), frame(frameData, "answer"))
+			second.say(resume{flow: id, sent: 0, received: 8, turn: 1}.append(nil), frame(frameData, "answer"))
 			second.want(frameResumed)
 			b.hears(c, "answer")
 			if s := b.e.Stats(); s.Opened != 1 {
@@ -164,16 +164,16 @@ func TestResumeBeforeAnswer(t *testing.T) {
 			switch end {
 			case "data":
 				c.Write([]byte("more"))
-				second.resume(resume{flow: id, sent: 8, received: 6, turn: 1})
+				second.resume(resume{flow: id, sent: 8, received: 6, turn: 1, seen: 1})
 				second.data("more")
 			case "close":
 				c.Close()
-				second.resume(resume{flow: id, sent: 8, received: 6, turn: 1})
+				second.resume(resume{flow: id, sent: 8, received: 6, turn: 1, seen: 1})
 				second.want(frameFin)
 			case "reset":
 				c.(*net.TCPConn).SetLinger(0)
 				c.Close()
-				second.resume(resume{flow: id, sent: 8, received: 6, turn: 1})
+				second.resume(resume{flow: id, sent: 8, received: 6, turn: 1, seen: 1})
 				second.want(frameReset)
 			}
 		})
@@ -195,7 +195,7 @@ func TestOpenAgain(t *testing.T) {
 	if id == lost {
 		t.Fatalf("both OPEN are for flow %d", id)
 	}
-	third.say(resume{flow: lost}.append(nil), frame(frameData, "stale"))
+	third.say(resume{flow: lost, turn: 1}.append(nil), frame(frameData, "stale"))
 	third.want(frameReset)
 	second.say(frame(frameOpened, ""), frame(frameData, "fresh"))
 	b.hears(c, "fresh")
@@ -213,14 +213,49 @@ func TestResumeAgain(t *testing.T) {
 	first.want(framePark)
 	first.say(frame(frameParked, ""))
 	// 5 bytes that are known here already will follow, but the trunk dies.
-	first.say(resume{flow: id, sent: 5, received: 0}.append(nil))
+	first.say(resume{flow: id, sent: 5, received: 0, turn: 1}.append(nil))
 	first.want(frameResumed)
 	first.want(framePark)
 	second := b.trunk(2)
 	first.Close()
-	second.resume(resume{flow: id, sent: 0, received: 10, turn: 1})
+	second.resume(resume{flow: id, sent: 0, received: 10, turn: 1, seen: 1})
 	second.say(frame(frameResumed, ""), frame(frameData, "abcdefghij"))
 	b.hears(c, "abcdefghij")
+}
+
+// TestResumeLate: a RESUME that its sender has given up, but that was on its way
+// for longer than the next one, does not take the flow away from that.
+func TestResumeLate(t *testing.T) {
+	b := newLone(t, Options{ParkIdle: -1})
+	third := b.trunk(3)
+	second := b.trunk(2)
+	first := b.trunk(1)
+	c, _ := b.flow()
+	id := first.open()
+	first.say(frame(frameOpened, ""), frame(framePark, ""))
+	first.want(frameParked)
+	second.say(resume{flow: id, turn: 2}.append(nil), frame(frameData, "hello"))
+	second.want(frameResumed)
+	b.hears(c, "hello")
+	third.say(resume{flow: id, turn: 1}.append(nil), frame(frameData, "hel"))
+	if _, err := third.Read(make([]byte, 1)); err != io.EOF && !isReset(err) {
+		t.Errorf("the late RESUME: %v, expected its trunk to be closed", err)
+	}
+	second.say(frame(frameData, " again"))
+	b.hears(c, " again")
+	// Nor does one that has lost against ours: YIELD follows it.
+	second.say(frame(framePark, ""))
+	second.want(frameParked)
+	c.Write([]byte("mine"))
+	taken, other := second, first
+	taken.resume(resume{flow: id, sent: 0, received: 11, turn: 1, seen: 2})
+	taken.data("mine")
+	taken.say(frame(frameResumed, ""), frame(frameData, "!"))
+	b.hears(c, "!")
+	other.say(resume{flow: id, sent: 11, received: 0, turn: 3}.append(nil), frame(frameData, "?"), frame(frameYield, ""))
+	other.want(frameEnd)
+	taken.say(frame(frameData, "!"))
+	b.hears(c, "!")
 }
 
 // TestEndOnFullTrunk: a flow ends by a reset while the trunk on which it is
@@ -246,7 +281,7 @@ func TestEndOnFullTrunk(t *testing.T) {
 		return len(fl) == 1 && fl[0].Trunk == 1 && fl[0].ToPeer == retainMax/2 && fl[0].Buffered > retainMax/2
 	})
 	fl.Abort()
-	second.resume(resume{flow: id})
+	second.resume(resume{flow: id, turn: 2})
 	second.want(frameReset)
 }
 
@@ -258,11 +293,11 @@ func TestAskIdle(t *testing.T) {
 	id := w.open()
 	w.say(frame(frameOpened, ""), frame(framePark, ""))
 	w.want(frameParked)
-	w.resume(resume{flow: id})
+	w.resume(resume{flow: id, turn: 1})
 	w.say(frame(frameResumed, ""))
 	w.want(framePark) // at once: nothing but the question has woken it
 	w.say(frame(frameParked, ""))
-	w.resume(resume{flow: id, turn: 1})
+	w.resume(resume{flow: id, turn: 2})
 	w.say(frame(frameReset, ""))
 	if _, err := c.Read(make([]byte, 1)); !isReset(err) {
 		t.Errorf("client: %v, expected a reset", err)

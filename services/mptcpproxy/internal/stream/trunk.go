@@ -392,8 +392,7 @@ func (t *trunk) confirm() {
 	t.deadline = 0
 	if f := t.f; f != nil {
 		if !t.fresh {
-			f.turn++
-			f.ours = true
+			f.followed = f.turn
 		}
 		f.begun = true
 		f.tries = 0
@@ -655,7 +654,27 @@ func (t *trunk) resume(p []byte) {
 		t.move(f.l, nil)
 		return
 	}
-	if f != nil && f.t != nil && f.t.parking && f.t != t && f.heir == nil {
+	if f != nil && t.Near {
+		// What the far side sent before it had seen our own RESUME has lost
+		// against that: YIELD will follow here.
+		o := f.t
+		if older(r.seen, f.followed) || o != nil && o.mine && !o.confirmed && !o.fresh && older(r.seen, f.turn) {
+			t.begin(false)
+			t.skip = true
+			l.count.collisions.Add(1)
+			return
+		}
+	}
+	if f != nil && !older(f.seen, r.turn) {
+		t.kill(ErrSuperseded) // it was given up for one that was faster
+		return
+	}
+	if f != nil && f.heir != nil && f.heir != t {
+		h := f.heir
+		f.heir = nil
+		h.kill(ErrSuperseded)
+	}
+	if f != nil && f.t != nil && f.t.parking && f.t != t {
 		// The peer has parked the flow there, but that and what it sent before
 		// is still on its way: wait for it.
 		t.replay = append([]byte(nil), p...)
@@ -664,21 +683,13 @@ func (t *trunk) resume(p []byte) {
 		return
 	}
 	t.begin(false)
-	if f != nil && t.Near {
-		// A RESUME that crossed one of ours has lost: YIELD will follow here.
-		late := r.turn != f.turn && !(r.turn+1 == f.turn && !f.ours)
-		if o := f.t; late || o != nil && o.mine && !o.confirmed && !o.fresh {
-			t.skip = true
-			l.count.collisions.Add(1)
-			return
-		}
-		// The answer to an OPEN may have died with its trunk: this is as good.
+	if f != nil && t.Near { // the answer to an OPEN may have died with its trunk: this is as good
 		f.begun = true
 		f.opened()
 	}
 	if f != nil && f.t != nil {
 		switch o := f.t; {
-		case o.mine && !o.confirmed && !o.fresh:
+		case !t.Near && o.mine && !o.confirmed:
 			l.count.collisions.Add(1)
 			o.control(frameYield)
 			f.t, o.f = nil, nil
@@ -698,7 +709,10 @@ func (t *trunk) resume(p []byte) {
 	f.t, t.f = t, f
 	f.last = l.now
 	f.tries = 0
-	f.turn, f.ours = r.turn+1, false
+	f.seen = r.turn
+	if older(f.followed, r.seen) {
+		f.followed = r.seen
+	}
 	l.count.resumes.Add(1)
 	skip, again := int64(f.recvd-r.sent), int64(f.sent-r.received)
 	if skip < 0 || again < 0 || again > int64(len(f.retain)) {

@@ -1,4 +1,4 @@
-//go:build !initramfs
+//go:build !initramfs && !rescue
 
 package main
 
@@ -13,6 +13,7 @@ import (
 	"weft/init/applet/tc"
 	"weft/init/applet/ubuscli"
 	"weft/init/applet/ucicli"
+	"weft/init/applet/upgradecli"
 	"weft/init/firstboot"
 	"weft/init/pid1"
 	"weft/init/supervise/process"
@@ -44,6 +45,8 @@ var applets = append([]applet{
 	{"/sbin/firstboot", reset.FactoryReset, device},
 	{"/sbin/jffs2reset", reset.FactoryReset, device},
 	{"/sbin/mount_root", reset.MountRoot, device},
+	{"/sbin/sysupgrade", upgradecli.Sysupgrade, device},
+	{"/usr/libexec/validate_firmware_image", upgradecli.ValidateFirmwareImage, device},
 	// services and power
 	{"/sbin/service", servicecli.Service, device},
 	{"/usr/libexec/weft/service-call", servicecli.ServiceCall, device},

@@ -16,10 +16,9 @@ import (
 )
 
 // systemMethods are those of the object `system` (openwrt/procd system.c).
-// sysupgrade and validate_firmware_image come with the upgrade.
 func (p *pid1) systemMethods() []bus.Method {
 	arg := func(name string, t bus.Type) bus.Arg { return bus.Arg{Name: name, Type: t} }
-	return []bus.Method{
+	return append([]bus.Method{
 		{Name: "board", Handle: func(_ context.Context, r *bus.Request) error { return r.Reply(board("")) }},
 		{Name: "info", Handle: func(_ context.Context, r *bus.Request) error { return r.Reply(info("", time.Now())) }},
 		{Name: "reboot", Handle: func(_ context.Context, r *bus.Request) error {
@@ -59,7 +58,7 @@ func (p *pid1) systemMethods() []bus.Method {
 			}
 			return nil
 		}},
-	}
+	}, p.upgradeMethods()...)
 }
 
 // request asks the main loop to end; when several ask, the first is heard.

@@ -365,3 +365,10 @@ func squashSize(super []byte) (int64, error) {
 	}
 	return int64(n+4095) &^ 4095, nil
 }
+
+// Refuse adds a reason that has nothing to do with the image itself, and that
+// force does not overrule.
+func (r *Report) Refuse(err error) {
+	r.fail(TestFits, err)
+	r.Forceable = false
+}

@@ -1,0 +1,7 @@
+package overlay
+
+import "io"
+
+// Check says whether Restore would take a config archive; the error wraps
+// ErrArchive if not. Nothing is written.
+func Check(archive io.Reader) error { return checkArchive(archive) }

@@ -133,7 +133,7 @@ type Server struct {
 	Store *lease.Store
 	// Changed is told of every lease that comes, is renewed or goes.
 	Changed func(Action, *lease.V4)
-	Probe   Prober           // nil: addresses are not probed
+	Probe   Prober           // nil: by ARP on the device's port
 	Now     func() time.Time // nil: time.Now
 
 	mu       sync.Mutex
@@ -142,6 +142,7 @@ type Server struct {
 	taken    map[netip.Addr]time.Time // declined, or found in use by probing; until when
 	clear    map[netip.Addr]time.Time // found free by probing; until when
 	probing  map[string]*pending      // clients for which an address is being probed
+	ports    map[string]*Port
 	counters Counters
 	lines    int
 	lineTime time.Time
@@ -178,6 +179,34 @@ func (s *Server) Apply(set *Settings) {
 		s.offers, s.taken, s.clear = map[netip.Addr]offer{}, map[netip.Addr]time.Time{}, map[netip.Addr]time.Time{}
 		s.probing = map[string]*pending{}
 	}
+}
+
+// SetPort says by which port the addresses of a device are probed; nil: by none.
+func (s *Server) SetPort(device string, p *Port) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ports == nil {
+		s.ports = map[string]*Port{}
+	}
+	if p == nil {
+		delete(s.ports, device)
+		return
+	}
+	s.ports[device] = p
+}
+
+// prober is how addresses of a pool are probed, nil if they are not.
+func (s *Server) prober(p *Pool) Prober {
+	if s.set.NoProbe {
+		return nil
+	}
+	if s.Probe != nil {
+		return s.Probe
+	}
+	if port := s.ports[p.Device]; port != nil {
+		return func(_ string, a netip.Addr, done func(bool)) { port.Probe(a, done) }
+	}
+	return nil
 }
 
 // Counters tells what was done so far.
@@ -413,7 +442,9 @@ func (s *Server) discover(c *client, device string, send func(*dhcpv4.DHCPv4, Ta
 		return
 	}
 	s.note(a, c.key)
-	if !probe || s.Probe == nil || s.set.NoProbe || len(s.probing) >= maxProbing || s.clear[a].After(s.now()) {
+	ask := s.prober(c.pool)
+	relayed := len(c.msg.GatewayIPAddr) > 0 && !c.msg.GatewayIPAddr.IsUnspecified() // ARP does not reach there
+	if !probe || ask == nil || relayed || len(s.probing) >= maxProbing || s.clear[a].After(s.now()) {
 		s.offer(c, a, send)
 		return
 	}
@@ -421,7 +452,7 @@ func (s *Server) discover(c *client, device string, send func(*dhcpv4.DHCPv4, Ta
 	key := c.key
 	done := func(used bool) { s.probed(key, a, used) }
 	s.mu.Unlock()
-	s.Probe(c.pool.Device, a, done)
+	ask(device, a, done)
 	s.mu.Lock()
 }
 
@@ -782,16 +813,5 @@ func (s *Server) say(level slog.Level, msg string, args ...any) {
 	}
 	if s.lines++; s.lines <= most {
 		s.Log.Log(context.Background(), level, msg, args...)
-	}
-}
-
-// Expire drops leases that ran out and tells of them.
-func (s *Server) Expire() {
-	gone, _ := s.Store.Prune(s.now())
-	for _, l := range gone {
-		s.tell(Removed, l)
-	}
-	if len(gone) > 0 {
-		s.Store.Commit(nil)
 	}
 }

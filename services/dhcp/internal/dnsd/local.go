@@ -22,10 +22,11 @@ type names struct {
 	mx      map[string][]config.MX
 	srv     map[string][]config.SRV
 	reverse map[netip.Addr]string
+	parents map[string]struct{} // names that have names below them
 }
 
 func newNames() *names {
-	return &names{addrs: map[string][]netip.Addr{}, cnames: map[string]string{}, mx: map[string][]config.MX{}, srv: map[string][]config.SRV{}, reverse: map[netip.Addr]string{}}
+	return &names{parents: map[string]struct{}{}, addrs: map[string][]netip.Addr{}, cnames: map[string]string{}, mx: map[string][]config.MX{}, srv: map[string][]config.SRV{}, reverse: map[netip.Addr]string{}}
 }
 
 // maxNames bounds what is read from hosts files.
@@ -43,6 +44,22 @@ func (n *names) add(name string, a netip.Addr) {
 	}
 	if _, ok := n.reverse[a]; !ok {
 		n.reverse[a] = name
+	}
+	n.above(name)
+}
+
+// above notes that the names above exist as well (RFC 8020).
+func (n *names) above(name string) {
+	for {
+		_, up, ok := strings.Cut(name, ".")
+		if !ok {
+			return
+		}
+		if _, there := n.parents[up]; there {
+			return
+		}
+		n.parents[up] = struct{}{}
+		name = up
 	}
 }
 
@@ -105,17 +122,22 @@ func readHostsAt(path string, add func(string, netip.Addr)) error {
 	return ReadHosts(io.LimitReader(f, most), add)
 }
 
-// privateZones are the reverse zones that nobody outside knows (RFC 6303, and
-// RFC 1918 with boguspriv).
+// privateAddr tells whether an address can only be of the house or of nobody
+// (RFC 6303): what dnsmasq takes for private.
 func privateAddr(a netip.Addr) bool {
 	a = a.Unmap()
 	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || inAny(a, sharedNets[:])
 }
 
-// sharedNets are further networks that names outside have no business with.
+// sharedNets are further networks that names outside have no business with: of
+// this network, of examples (RFC 5737, RFC 3849), and the broadcast address.
 var sharedNets = [...]netip.Prefix{
 	netip.PrefixFrom(netip.AddrFrom4([4]byte{0, 0, 0, 0}), 8),
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, 0}), 24),
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, 0}), 24),
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, 0}), 24),
 	netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), 32),
+	netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8}), 32),
 }
 
 func inAny(a netip.Addr, nets []netip.Prefix) bool {

@@ -123,10 +123,12 @@ func (r *Resolver) Apply(d config.DNS, rec config.Records, src Sources) error {
 	for _, v := range rec.MXs {
 		k := strings.ToLower(v.Domain)
 		n.mx[k] = append(n.mx[k], v)
+		n.above(k)
 	}
 	for _, v := range rec.SRVs {
 		k := strings.ToLower(v.Name)
 		n.srv[k] = append(n.srv[k], v)
+		n.above(k)
 	}
 	var bad error
 	add := func(name string, a netip.Addr) { n.addHost(name, d.Domain, a, d.ExpandHosts) }
@@ -307,11 +309,26 @@ func (r *Resolver) judge(s *settings, name string, qtype uint16, device string) 
 
 // privateNet tells whether all of a reverse zone is private.
 func privateNet(p netip.Prefix) bool {
-	least := 8
-	if p.Addr().Is6() {
-		least = 7
+	for _, q := range privateNets {
+		if q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
+			return true
+		}
 	}
-	return p.Bits() >= least && privateAddr(p.Addr()) && (p.Bits() >= 16 || !p.Addr().Is4() || p.Addr().As4()[0] == 10 || p.Addr().As4()[0] == 127 || p.Addr().As4()[0] == 0)
+	for _, q := range sharedNets {
+		if q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// privateNets are those of privateAddr.
+var privateNets = [...]netip.Prefix{
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{10}), 8), netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8),
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16}), 12), netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168}), 16),
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{169, 254}), 16),
+	netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd}), 8), netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfe, 0x80}), 10),
+	netip.PrefixFrom(netip.AddrFrom16([16]byte{}), 127),
 }
 
 // general are the servers for everything.
@@ -330,6 +347,9 @@ func (r *Resolver) general(s *settings) []netip.AddrPort {
 }
 
 func (n *names) has(name string) bool {
+	if _, ok := n.parents[name]; ok {
+		return true
+	}
 	return len(n.addrs[name]) > 0 || n.cnames[name] != "" || len(n.mx[name]) > 0 || len(n.srv[name]) > 0
 }
 

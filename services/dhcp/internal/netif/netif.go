@@ -38,6 +38,8 @@ type Interface struct {
 	LinkLocal netip.Addr     // fe80::…, usable; invalid if none
 	// Assigned are the prefixes that hosts on this interface may use.
 	Assigned []Prefix
+
+	told bool // by the network service, which knows its IPv6 addresses better than the kernel
 }
 
 // Prefix is an IPv6 prefix or address with its life. Zero times are for ever.
@@ -124,7 +126,7 @@ func FromDump(t bus.Table, now time.Time) *State {
 		if up, _ := d.Get("up").(bool); !up || name == "" || dev == "" {
 			continue
 		}
-		i := &Interface{Name: name, Device: dev, Proto: d.String("proto")}
+		i := &Interface{Name: name, Device: dev, Proto: d.String("proto"), told: true}
 		for _, a := range tables(d.Get("ipv4-address")) {
 			if p, ok := prefixOf(a); ok && p.Addr().Is4() {
 				i.V4 = append(i.V4, p)
@@ -211,12 +213,12 @@ func life(t bus.Table, key string, now time.Time) time.Time {
 
 // Complete adds what the kernel knows: index, MAC address, MTU, link-local
 // address, and addresses that the bus did not tell. Interfaces whose device
-// does not exist are dropped. names are further interfaces to look for, with
-// their devices, for the case that the bus does not know them.
-func (s *State) Complete(names map[string]string, now time.Time) error {
-	for name, dev := range names {
-		if !slices.ContainsFunc(s.Interfaces, func(i *Interface) bool { return i.Name == name }) {
-			s.Interfaces = append(s.Interfaces, &Interface{Name: name, Device: dev})
+// does not exist are dropped. more are further interfaces to look for, with name,
+// device and protocol, which the bus does not know.
+func (s *State) Complete(more []Interface, now time.Time) error {
+	for _, m := range more {
+		if !slices.ContainsFunc(s.Interfaces, func(i *Interface) bool { return i.Name == m.Name }) {
+			s.Interfaces = append(s.Interfaces, &Interface{Name: m.Name, Device: m.Device, Proto: m.Proto, Uplink: slices.Contains(uplinkProtos[:], m.Proto)})
 		}
 	}
 	links, err := netlink.LinkList()
@@ -281,12 +283,12 @@ func (i *Interface) kernelAddrs(addrs []netlink.Addr, now time.Time) {
 			// Not ours to use yet; the kernel tells when it is.
 		case ip.IsLinkLocalUnicast():
 			i.LinkLocal = ip
-		case ip.IsLoopback():
+		case ip.IsLoopback(), i.told:
 		default:
-			if slices.ContainsFunc(i.Assigned, func(q Prefix) bool { return q.Contains(ip) }) {
-				continue
-			}
 			q := Prefix{Prefix: p, Local: ip, Preferred: left(a.PreferedLft, now), Valid: left(a.ValidLft, now)}
+			if a.Flags&unix.IFA_F_DEPRECATED != 0 {
+				q.Preferred = now
+			}
 			if !slices.ContainsFunc(i.V6, func(q Prefix) bool { return q.Local == ip }) {
 				i.V6 = append(i.V6, q)
 			}

@@ -22,7 +22,7 @@ import (
 const (
 	KernelFile    = "boot/vmlinuz"
 	InitramfsFile = "boot/initramfs.cpio.zst"
-	RescueFile    = "boot/rescue.cpio.zst"
+	RescueFile    = "boot/rescue.cpio"
 	SlotBFolder   = "boot/b"
 	ConfigFile    = "boot/grub/grub.cfg"
 	EnvFile       = "boot/grub/grubenv"
@@ -192,8 +192,8 @@ function weft_rescue {
 }
 
 function weft_rescue_of {
-	set weft_more=/boot/rescue.cpio.zst
-	if [ "$1" = "b" ]; then set weft_more=/boot/b/rescue.cpio.zst; fi
+	set weft_more=/boot/rescue.cpio
+	if [ "$1" = "b" ]; then set weft_more=/boot/b/rescue.cpio; fi
 	set weft_found=
 	if [ -s "$weft_more" ]; then
 		if weft_load "$1"; then set weft_found=1; fi

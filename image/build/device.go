@@ -13,11 +13,12 @@ import (
 	"strings"
 )
 
-// Names of the device program, and of the part of it that the initramfs needs
-// (build tag initramfs), in the output of their step.
+// Names of the device program, and of the parts of it that the initramfs (build tag
+// initramfs) and the rescue system (rescue) need, in the output of their step.
 const (
 	deviceName = "weft"
 	stage1Name = "weft-initramfs"
+	rescueName = "weft-rescue"
 )
 
 // deviceFlags are the compiler's: no path, no version control, no build id, so
@@ -126,12 +127,16 @@ func (b *Builder) goInputs(deps goDeps, symbols bool) (map[string]string, error)
 // listGo asks the go command what the device program consists of.
 func (b *Builder) listGo() (goDeps, error) {
 	const format = `{{if and (not .Standard) .Module}}{{if .Module.Main}}{{.Dir}}{{range .EmbedFiles}}` + "\t" + `{{.}}{{end}}` + "\n" + `{{end}}{{end}}`
-	out, err := b.goCommand(context.Background(), "list", "-deps", "-f", format, program)
-	if err != nil {
-		return goDeps{}, err
+	var all string
+	for _, tags := range []string{"", "rescue"} { // stage 1 has nothing of its own
+		out, err := b.goCommand(context.Background(), "list", "-tags", tags, "-deps", "-f", format, program)
+		if err != nil {
+			return goDeps{}, err
+		}
+		all += out
 	}
 	var deps goDeps
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(all) {
 		words := strings.Split(strings.TrimSpace(line), "\t")
 		if words[0] == "" {
 			continue
@@ -151,6 +156,7 @@ func (b *Builder) listGo() (goDeps, error) {
 		}
 	}
 	slices.Sort(deps.Dirs)
+	deps.Dirs = slices.Compact(deps.Dirs)
 	slices.Sort(deps.Embeds)
 	deps.Embeds = slices.Compact(deps.Embeds)
 	return deps, nil
@@ -190,9 +196,9 @@ var goSettings = []string{"GOOS", "GOARCH", "GOAMD64", "GO386", "GOARM", "GOARM6
 func (b *Builder) deviceProgram(ctx context.Context, out string, symbols bool) error {
 	file := filepath.Join(out, deviceName)
 	if b.cfg.Program != "" {
-		return errors.Join(copyFile(b.cfg.Program, file), copyFile(b.cfg.Program, filepath.Join(out, stage1Name)))
+		return errors.Join(copyFile(b.cfg.Program, file), copyFile(b.cfg.Program, filepath.Join(out, stage1Name)), copyFile(b.cfg.Program, filepath.Join(out, rescueName)))
 	}
-	for name, tags := range map[string]string{deviceName: "", stage1Name: "initramfs"} {
+	for name, tags := range map[string]string{deviceName: "", stage1Name: "initramfs", rescueName: "rescue"} {
 		args := append([]string{"build", "-tags", tags, "-o", filepath.Join(out, name)}, deviceFlags(symbols)...)
 		if _, err := b.goCommand(ctx, append(args, program)...); err != nil {
 			return err

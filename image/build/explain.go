@@ -29,7 +29,7 @@ type SizeReport struct {
 
 // Row is one owner of bytes.
 type Row struct {
-	Part  string `json:"part"`  // kernel, boot loader, initramfs, rootfs, overhead
+	Part  string `json:"part"`  // kernel, boot loader, initramfs, rescue system, rootfs, overhead
 	Owner string `json:"owner"` // "service network", "module virtio_net", "package libc6", "Go crypto" …
 	Size  int64  `json:"size"`  // bytes of the compressed image
 }
@@ -128,6 +128,11 @@ func (b *Builder) explain(res *Result) (*SizeReport, error) {
 	if err := spread("initramfs", stage1Name, total, files); err != nil {
 		return nil, err
 	}
+
+	if total, err = gzipSize(filepath.Join(out(stepRescue), rescueFile)); err != nil {
+		return nil, err
+	}
+	add("rescue system", rescueName, total)
 
 	file = filepath.Join(out(stepRootfs), squashFile)
 	if total, err = gzipSize(file); err != nil {

@@ -30,6 +30,7 @@ const (
 	stepSBOM      = "sbom"
 	stepRootfs    = "rootfs"
 	stepInitramfs = "initramfs"
+	stepRescue    = "rescue system"
 	stepRootImage = "rootfs image"
 
 	setFile       = "set.json"
@@ -38,6 +39,7 @@ const (
 	sbomFile      = "sbom.cdx.json"
 	squashFile    = "root.squashfs"
 	initramfsFile = "initramfs.cpio.zst"
+	rescueFile    = "rescue.cpio"
 	fatFile       = "boot.fat"
 	rootImageFile = "rootfs.img.gz"
 	diskFile      = "disk.img.gz"
@@ -55,6 +57,7 @@ func (b *Builder) steps() []*step {
 		{name: stepForeign, inputs: b.foreignInputs, run: b.runForeign},
 		{name: stepSBOM, needs: []string{stepDevice, stepModules, stepForeign}, inputs: b.sbomInputs, run: b.runSBOM},
 		{name: stepInitramfs, needs: []string{stepDevice, stepModules}, inputs: b.initramfsInputs, run: b.runInitramfs},
+		{name: stepRescue, needs: []string{stepDevice, stepModules}, inputs: b.rescueInputs, run: b.runRescue},
 		{name: stepRootfs, needs: []string{stepDevice, stepModules, stepForeign, stepSBOM}, inputs: b.rootfsInputs, run: b.runRootfs},
 		{name: stepRootImage, needs: []string{stepRootfs}, inputs: b.rootImageInputs, run: b.runRootImage},
 	}
@@ -353,6 +356,50 @@ func (b *Builder) runInitramfs(_ context.Context, out string) error {
 	return writeTo(filepath.Join(out, initramfsFile), i.Write)
 }
 
+// --- rescue system
+
+func (b *Builder) rescueInputs() (map[string]string, error) {
+	in := b.inputs("boot", "kmod", "squash")
+	value(in, "modules", b.board.Modules.Rootfs)
+	in["SOURCE_DATE_EPOCH"] = fmt.Sprint(b.epoch)
+	in["architecture"] = b.board.Arch.Debian
+	return in, b.pinTool(in, "mksquashfs")
+}
+
+func (b *Builder) runRescue(ctx context.Context, out string) error {
+	set, dir, err := b.moduleSet()
+	if err != nil {
+		return err
+	}
+	var ports []string
+	for _, m := range set.Subset(b.board.Modules.Rootfs).Modules {
+		if boot.IsNetwork(m) {
+			ports = append(ports, m.Name)
+		}
+	}
+	r := boot.Rescue{Program: filepath.Join(b.engine.out(stepDevice), rescueName), Modules: set.Subset(ports), Dir: dir}
+	mk, err := b.store.Tool(ctx, "mksquashfs")
+	if err != nil {
+		return err
+	}
+	bcj := ""
+	if a := b.board.Arch.Debian; a == "amd64" || a == "i386" {
+		bcj = "x86"
+	}
+	file := filepath.Join(out, boot.RescueSquashfs)
+	if err := squash.WriteSmall(ctx, mk, file, b.epoch, bcj, r.WriteTar); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := writeTo(filepath.Join(out, rescueFile), func(w io.Writer) error { return boot.WrapRescue(w, data) }); err != nil {
+		return err
+	}
+	return os.Remove(file)
+}
+
 // --- root file system
 
 func (b *Builder) rootfsInputs() (map[string]string, error) {
@@ -475,7 +522,7 @@ func (b *Builder) imageSteps(im boards.Image) []*step {
 			run: func(ctx context.Context, out string) error { return b.runLoader(ctx, im, out) },
 		},
 		{
-			name: fat, needs: []string{loader, stepInitramfs, stepModules},
+			name: fat, needs: []string{loader, stepInitramfs, stepRescue, stepModules},
 			inputs: func() (map[string]string, error) {
 				in := b.inputs("boot", "disk")
 				in["table"] = string(im.Table)
@@ -560,6 +607,7 @@ func (b *Builder) runBoot(ctx context.Context, im boards.Image, loaders, out str
 	files := map[string]string{
 		boot.KernelFile:    filepath.Join(b.engine.out(stepModules), kernelFile),
 		boot.InitramfsFile: filepath.Join(b.engine.out(stepInitramfs), initramfsFile),
+		boot.RescueFile:    filepath.Join(b.engine.out(stepRescue), rescueFile),
 	}
 	for name, data := range map[string][]byte{boot.ConfigFile: menu.Config(), boot.EnvFile: env, boot.EnvCopyFile: env} {
 		f := filepath.Join(tmp, path.Base(name))

@@ -36,15 +36,29 @@ const (
 	BlockSize  = 256 << 10
 )
 
+// WriteSmall is Write with xz and blocks of 1 MiB: as small as it can be, for what
+// is hardly ever read. A bcj filter of mksquashfs, such as "x86", helps programs
+// of that processor; "" is none.
+func WriteSmall(ctx context.Context, mksquashfs Commander, out string, epoch int64, bcj string, feed func(w io.Writer) error) error {
+	options := []string{"-comp", "xz", "-b", strconv.Itoa(1 << 20), "-Xdict-size", "100%"}
+	if bcj != "" {
+		options = append(options, "-Xbcj", bcj)
+	}
+	return write(ctx, mksquashfs, out, epoch, options, feed)
+}
+
 // Write makes a squashfs file out of the tar stream that feed writes. The same
 // stream and epoch (seconds since 1970, of the file system itself) give the
 // same bytes, whatever the number of processors.
 func Write(ctx context.Context, mksquashfs Commander, out string, epoch int64, feed func(w io.Writer) error) error {
+	return write(ctx, mksquashfs, out, epoch, []string{"-comp", Compressor, "-Xcompression-level", strconv.Itoa(Level), "-b", strconv.Itoa(BlockSize)}, feed)
+}
+
+func write(ctx context.Context, mksquashfs Commander, out string, epoch int64, compression []string, feed func(w io.Writer) error) error {
 	when := strconv.FormatInt(epoch, 10)
-	cmd := mksquashfs.Command(ctx, "-", out, "-tar", "-noappend", "-no-progress", "-quiet",
-		"-comp", Compressor, "-Xcompression-level", strconv.Itoa(Level), "-b", strconv.Itoa(BlockSize),
-		"-mkfs-time", when, "-root-time", when, "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
-		"-no-xattrs", "-processors", strconv.Itoa(runtime.GOMAXPROCS(0)))
+	args := append([]string{"-", out, "-tar", "-noappend", "-no-progress", "-quiet"}, compression...)
+	cmd := mksquashfs.Command(ctx, append(args, "-mkfs-time", when, "-root-time", when, "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0",
+		"-no-xattrs", "-processors", strconv.Itoa(runtime.GOMAXPROCS(0)))...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return fmt.Errorf("make the squashfs: %w", err)

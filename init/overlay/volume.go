@@ -73,6 +73,12 @@ func (v Volume) Attach() (path string, detach func() error, err error) {
 	return attachLoop(v)
 }
 
+// AttachFile binds a part of a file to a loop device, which stays until it is
+// unmounted and detached.
+func AttachFile(path string, offset, size int64) (device string, detach func() error, err error) {
+	return attachLoop(Volume{Device: path, Offset: offset, Size: size})
+}
+
 // attachLoop binds a free loop device. Somebody else may take it between the
 // question and the answer, hence the repetition (loop(4)).
 func attachLoop(v Volume) (string, func() error, error) {

@@ -97,6 +97,11 @@ func MountBoot(ctx context.Context) (dir string, done func() error, err error) {
 	if err != nil && !errors.Is(err, ErrOneSlot) {
 		return "", nil, err
 	}
+	return MountBootOf(ctx, d)
+}
+
+// MountBootOf is MountBoot for a disk that was found before.
+func MountBootOf(ctx context.Context, d *Disk) (dir string, done func() error, err error) {
 	return mountBoot(ctx, d.P1.Path, "/tmp/run/weft/boot")
 }
 

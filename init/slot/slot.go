@@ -48,7 +48,7 @@ type File struct {
 // Files are what a slot has in the boot partition. An image has its files where
 // slot a has them: at LEDE's names.
 func Files(id ID) []File {
-	files := []File{{Image: "boot/vmlinuz"}, {Image: "boot/initramfs.cpio.zst"}, {Image: "boot/rescue.cpio.zst", Optional: true}}
+	files := []File{{Image: "boot/vmlinuz"}, {Image: "boot/initramfs.cpio.zst"}, {Image: "boot/rescue.cpio", Optional: true}}
 	for i := range files {
 		files[i].Path = files[i].Image
 		if id == B {
@@ -230,7 +230,8 @@ func (s *Store) change(what string, f func(st *State) error) error {
 
 // StartTrial makes the boot loader start slot to from the next boot on, at most
 // tries times (1 to MaxTries) unless it is confirmed; then it starts the
-// preferred one again. It is the single switch at the end of an upgrade.
+// preferred one again, or the rescue system where that cannot be started. It is
+// the single switch at the end of an upgrade.
 func (s *Store) StartTrial(to ID, tries int) error {
 	return s.change(fmt.Sprintf("put slot %s on trial", to), func(st *State) error {
 		switch {
@@ -238,27 +239,11 @@ func (s *Store) StartTrial(to ID, tries int) error {
 			return fmt.Errorf("slot %q: want a or b", to)
 		case tries < 1 || tries > MaxTries:
 			return fmt.Errorf("%d tries: want 1 to %d", tries, MaxTries)
-		case to == st.Preferred:
+		case to == st.Preferred && st.Bootable(to):
 			return ErrInUse
-		case !st.Bootable(st.Preferred):
-			return ErrNoFallback
 		}
 		st.Trial, st.TriesLeft, st.Given = to, tries, tries
 		st.Bad[to], st.Confirmed[to] = false, false
-		return nil
-	})
-}
-
-// Recover makes slot to the preferred one on the word of whoever wrote it: the
-// rescue system, where no other slot is left to fall back to. It gets tries
-// where one is.
-func (s *Store) Recover(to ID) error {
-	return s.change(fmt.Sprintf("recover slot %s", to), func(st *State) error {
-		if !to.Valid() {
-			return fmt.Errorf("slot %q: want a or b", to)
-		}
-		st.Preferred, st.Trial, st.TriesLeft, st.Given = to, "", 0, 0
-		st.Bad[to], st.Confirmed[to] = false, true
 		return nil
 	})
 }

@@ -26,6 +26,8 @@ func hint(err error) string {
 		return "unplug all but one of these disks, or give one a new id (sfdisk --disk-id) and set root= in its boot loader to match; images of one build share their id"
 	case errors.As(err, &missing):
 		return "plug the disk in, or correct root= in the boot menu (key e); is the driver of the disk in the image?"
+	case errors.As(err, new(*rescueError)):
+		return "write an image by the page of this device, or restart and choose another entry of the boot menu"
 	case errors.Is(err, errNoRoot):
 		return "add root=PARTUUID=<id of partition 2> in the boot menu (key e)"
 	}
@@ -39,6 +41,12 @@ func (b *boot) rescue(ctx context.Context, err error) {
 	<-b.loaded // their disks would count as new ones
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	b.say(slog.LevelError, "cannot boot: %v", err)
+	b.con.print("weft: hint: " + hint(err))
+	limit := b.args.seconds("panic", 0)
+	if limit == 0 {
+		defer b.startRescue(ctx, err)() // its loop device would count as a new disk below
+	}
 	var changed <-chan struct{} // nil, and for ever silent, without events
 	if events, err := watchBlock(ctx); err != nil {
 		b.say(slog.LevelWarn, "%v", err)
@@ -46,10 +54,14 @@ func (b *boot) rescue(ctx context.Context, err error) {
 		defer events.close()
 		changed = events.changed
 	}
-	b.say(slog.LevelError, "cannot boot: %v", err)
-	b.con.print("weft: hint: " + hint(err))
+	var asked *rescueError
+	if errors.As(err, &asked) {
+		changed = nil // another try would come to the same
+	}
 	text := "weft: rescue: press [enter] for a shell; trying again when a disk comes or goes"
-	limit := b.args.seconds("panic", 0)
+	if changed == nil {
+		text = "weft: rescue: press [enter] for a shell"
+	}
 	var reboot <-chan time.Time
 	if limit > 0 {
 		text += fmt.Sprintf("; reboot in %.0f s", limit.Seconds())
@@ -101,6 +113,9 @@ func waitForHelp(ctx context.Context, keys <-chan key, changed <-chan struct{}, 
 			}
 			keys = nil // no console to listen on
 		case <-changed:
+			if _, err := os.Stat(rescueBusy); err == nil {
+				continue // an image is being written
+			}
 			return helpDisks
 		case <-reboot:
 			return helpReboot
@@ -137,8 +152,8 @@ func (b *boot) shell(path string) {
 }
 
 // rescueError says that the boot loader asks for the rescue system.
-type rescueError struct{ why string }
+type rescueError struct{}
 
 func (e *rescueError) Error() string {
-	return "the rescue system was chosen in the boot menu, or no slot can be started"
+	return "no slot can be started, or the rescue system was chosen in the boot menu"
 }

@@ -266,9 +266,6 @@ func (b *boot) onTrial() bool { return b.args["weft.trial"] != "" }
 
 // reach goes from a kernel to the root file system and into it.
 func (b *boot) reach(ctx context.Context) error {
-	if why, ok := b.args["weft.rescue"]; ok {
-		return &rescueError{why}
-	}
 	root, ok := b.args["root"]
 	if !ok {
 		return errNoRoot
@@ -287,6 +284,9 @@ func (b *boot) reach(ctx context.Context) error {
 	}
 	b.hand.Root = b.disk.Root.Path
 	b.mark("root disk")
+	if _, ok := b.args["weft.rescue"]; ok {
+		return &rescueError{}
+	}
 
 	b.need("squashfs")
 	if err := mountRom(b.disk.Root.Path); err != nil {

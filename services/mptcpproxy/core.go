@@ -74,6 +74,7 @@ type core struct {
 	cfg      *settings.Config
 	up       map[string]bool         // peers that we dial
 	told     map[string][]netip.Addr // their path addresses, as Hello announced them
+	instance map[string]uint64       // their processes
 	pathIDs  map[string]uint8        // of datagram paths, by peer, path and addresses
 	busy     map[string]int          // trunks that carry a flow, by peer
 	pathSeen map[string]paths.Path   // as last told
@@ -109,7 +110,7 @@ func newCore(ctx context.Context, log *slog.Logger, stateDir string, events *sta
 	c := &core{
 		log: log, stateDir: stateDir, events: events, fixed: fixedOf(cfg), cfg: cfg,
 		failed: make(chan error, 1), dirty: make(chan struct{}, 1), settle: make(chan chan struct{}),
-		up: map[string]bool{}, told: map[string][]netip.Addr{}, pathIDs: map[string]uint8{}, busy: map[string]int{},
+		up: map[string]bool{}, told: map[string][]netip.Addr{}, instance: map[string]uint64{}, pathIDs: map[string]uint8{}, busy: map[string]int{},
 		pathSeen: map[string]paths.Path{},
 	}
 	c.node, _ = os.Hostname() // a gateway without a name is told apart by its key
@@ -366,6 +367,7 @@ func (c *core) setPeers(cfg *settings.Config) {
 		if !slices.ContainsFunc(cfg.Peers, func(p settings.Peer) bool { return p.Name == name }) {
 			delete(c.up, name)
 			delete(c.told, name)
+			delete(c.instance, name)
 		}
 	}
 	for i := range cfg.Peers {
@@ -583,16 +585,24 @@ func (c *core) hello() carrier.Hello {
 func (c *core) peerChanged(peer string, up bool, hello carrier.Hello) {
 	c.mu.Lock()
 	was, known := c.up[peer]
+	restarted := false
 	if known {
 		c.up[peer] = up
 		if up {
 			c.told[peer] = hello.Paths
+			old := c.instance[peer]
+			restarted = old != 0 && hello.Instance != 0 && hello.Instance != old
+			c.instance[peer] = hello.Instance
 		}
 		c.setRoutes()
 	}
 	c.mu.Unlock()
 	if !known {
 		return
+	}
+	if restarted {
+		c.log.Info("peer has restarted: its flows are gone", "peer", peer)
+		c.engine.DropPeer(peer)
 	}
 	if was != up {
 		c.peerEvent(peer, up, hello)
@@ -721,6 +731,12 @@ func (c *core) pathChanged(p paths.Path) {
 	}
 	if p.State == paths.Up {
 		c.dialer.Kick("")
+	} else {
+		for _, a := range []netip.Addr{p.Local4, p.Local6} {
+			if a.IsValid() {
+				c.dialer.PathDown(a)
+			}
+		}
 	}
 	c.changed()
 }
@@ -730,6 +746,9 @@ func (c *core) connMade(conn carrier.Conn) {
 	c.paths.Register(conn.FD, conn.Peer, conn.Near)
 	if !conn.Control {
 		c.governor.Register(conn.FD, conn.Peer)
+	}
+	if conn.Trunk {
+		c.governor.SetBusy(conn.FD, false) // until a flow takes it
 	}
 }
 
@@ -752,6 +771,11 @@ func (c *core) trunkClosed(t stream.Trunk, err error) {
 // trunkBusy keeps the probes fast while TCP uses the paths.
 func (c *core) trunkBusy(t stream.Trunk, busy bool) {
 	c.governor.SetBusy(t.FD, busy)
+	if t.Near {
+		c.dialer.SetBusy(t, busy)
+	} else if c.listener != nil {
+		c.listener.SetBusy(t, busy)
+	}
 	c.mu.Lock()
 	key := sideKey(t.Peer, t.Near)
 	n := c.busy[key]

@@ -91,6 +91,7 @@ type Conn struct {
 	Peer          string // name of the peer or accept section
 	Near          bool   // dialled by us
 	Control       bool   // control connection; stays with this package
+	Trunk         bool   // for one flow after another; the engine tells when it is busy
 	Fallback      bool   // plain TCP: MPTCP was stripped, or is not there
 	Local, Remote netip.AddrPort
 	Device        string // that Picker chose

@@ -52,7 +52,7 @@ func (r *trunks) add(e Engine, onConn, onClose func(Conn), c *tls.Conn, raw *net
 	if err != nil {
 		return 0, err
 	}
-	t.FD, conn.FD = fd, fd
+	t.FD, conn.FD, conn.Trunk = fd, fd, true
 	r.mu.Lock()
 	if r.byID == nil {
 		r.byID = make(map[uint64]*trunk)

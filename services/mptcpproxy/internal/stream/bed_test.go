@@ -258,7 +258,7 @@ func (b *bed) serve(handle func(*net.TCPConn)) {
 			}
 			wg.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(time.Minute))
+				c.SetDeadline(time.Now().Add(5 * time.Minute))
 				handle(c.(*net.TCPConn))
 			})
 		}
@@ -271,7 +271,7 @@ func (b *bed) client() *net.TCPConn {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	c.SetDeadline(time.Now().Add(time.Minute))
+	c.SetDeadline(time.Now().Add(5 * time.Minute))
 	b.t.Cleanup(func() { c.Close() })
 	return c.(*net.TCPConn)
 }
@@ -279,7 +279,7 @@ func (b *bed) client() *net.TCPConn {
 // waitFor waits until ok holds.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); {
 		if time.Now().After(deadline) {
 			buf := make([]byte, 1<<20)
 			t.Fatalf("waited in vain for: %s\n%s", what, buf[:runtime.Stack(buf, true)])

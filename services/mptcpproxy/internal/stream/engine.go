@@ -141,6 +141,7 @@ type Engine struct {
 	waiting  atomic.Int64  // Drain's callers
 	empty    chan struct{} // a token when the last flow has ended
 	quit     atomic.Bool
+	files    int           // that the process may have open
 	tickBusy time.Duration // set before Run
 	tickIdle time.Duration
 	ran      atomic.Bool
@@ -194,7 +195,7 @@ func New(o Options) (*Engine, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{o: o, peers: map[peerKey]*peer{}, tickBusy: tickBusy, tickIdle: tickIdle, empty: make(chan struct{}, 1)}
+	e := &Engine{o: o, files: fileLimit(), peers: map[peerKey]*peer{}, tickBusy: tickBusy, tickIdle: tickIdle, empty: make(chan struct{}, 1)}
 	var seed [8]byte
 	rand.Read(seed[:])
 	e.nextID.Store(binary.BigEndian.Uint64(seed[:]))
@@ -353,11 +354,13 @@ func (e *Engine) Probe(peer string) {
 	}
 }
 
-// DropPeer resets the flows to and from peer that sleep or wait without a trunk:
-// the peer has restarted and does not know them any more.
+// DropPeer resets the flows that we opened to peer and that sleep or wait
+// without a trunk: it has restarted and does not know them any more. Those of
+// gateways that dialled us, of which several may have one name, ask after
+// Options.AskIdle.
 func (e *Engine) DropPeer(peer string) {
 	for _, p := range e.all() {
-		if p.name != peer {
+		if p.name != peer || !p.near {
 			continue
 		}
 		p.mu.Lock()
@@ -520,6 +523,23 @@ func (e *Engine) Drain(ctx context.Context) error {
 	return nil
 }
 
+const (
+	// filesElse is how many descriptors others need: listeners, logs, the
+	// datagram sockets, connections that are being dialled.
+	filesElse = 128
+	// trunksFew is how many trunks are no burden however few descriptors there are.
+	trunksFew = 64
+)
+
+// fileLimit is how many descriptors the process may have open.
+func fileLimit() int {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil {
+		return 1024
+	}
+	return int(min(l.Cur, 1<<30))
+}
+
 // admit counts a new flow, and refuses it above the limit; the flow then ends
 // as any other.
 func (e *Engine) admit() error {
@@ -557,7 +577,8 @@ func (e *Engine) trunkClosed(t *trunk, err error) {
 }
 
 // parkAfter is how long a flow to p may sit idle on its trunk: less, the more
-// trunks there are, and next to nothing while others wait. Negative: for ever.
+// trunks there are, and next to nothing while others wait or descriptors run
+// out. Negative: for ever.
 func (e *Engine) parkAfter(p *peer) time.Duration {
 	d := e.o.ParkIdle
 	if d < 0 {
@@ -567,7 +588,7 @@ func (e *Engine) parkAfter(p *peer) time.Duration {
 	n := p.trunks
 	p.mu.Unlock()
 	switch {
-	case p.short():
+	case p.short() || e.pressed():
 		return min(d, e.tickBusy)
 	case n > 2048:
 		return min(d, max(d/32, e.tickBusy))
@@ -575,6 +596,19 @@ func (e *Engine) parkAfter(p *peer) time.Duration {
 		return d / 8
 	}
 	return d
+}
+
+// pressed tells that flows sleeping sooner is all that leaves descriptors for
+// new ones: what the trunks hold is more than half of what is left.
+func (e *Engine) pressed() bool {
+	trunks := 0
+	for _, p := range e.all() {
+		p.mu.Lock()
+		trunks += p.trunks
+		p.mu.Unlock()
+	}
+	left := e.files - filesElse - trunks - int(e.flows.Load())
+	return trunks > trunksFew && trunks > left/2
 }
 
 func (e *Engine) anyWaiting() bool {

@@ -25,9 +25,9 @@ func TestOpenMessage(t *testing.T) {
 		if err != nil || got != m {
 			t.Errorf("%+v came back as %+v, %v", m, got, err)
 		}
-		b[headerLen] = 2
+		b[headerLen] = Version + 1
 		if _, err := parseOpen(b[headerLen:]); !errors.Is(err, ErrProtocol) {
-			t.Errorf("version 2: %v", err)
+			t.Errorf("another version: %v", err)
 		}
 	}
 }

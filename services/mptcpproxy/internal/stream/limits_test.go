@@ -213,6 +213,69 @@ func TestStaleTrunk(t *testing.T) {
 	}
 }
 
+// TestPatient: a trunk that delivers slowly, or does not while others of the
+// peer do, is not given up as soon as one where nothing moves at all; but it is
+// some day.
+func TestPatient(t *testing.T) {
+	e, err := New(Options{Loops: 1})
+	must(t, err)
+	a, b, err := tcpPair()
+	must(t, err)
+	defer closeFD(a)
+	defer closeFD(b)
+	const began = int64(time.Hour)
+	for _, c := range []struct {
+		name   string
+		waited time.Duration
+		heard  time.Duration // how long ago on another trunk
+		handed int           // bytes that the socket has taken; none is unacknowledged
+		last   int           // bytes unacknowledged when looked at before
+		want   bool
+	}{
+		{"first look, delivered", answerTime, time.Hour, 100, -1, true},
+		{"first look, nothing sent", answerTime, time.Hour, 0, -1, false},
+		{"progress", 20 * time.Second, time.Hour, 100, 50, true},
+		{"no progress", 2 * answerTime, time.Hour, 100, 0, false},
+		{"no progress, but the peer lives", 2 * answerTime, time.Second, 100, 0, true},
+		{"no progress for long, but the peer lives", answerSlow, time.Second, 100, 0, false},
+		{"progress for ever", answerMax, time.Second, 100, 50, false},
+	} {
+		l := e.loops[0]
+		l.now = began + int64(c.waited)
+		tr := &trunk{l: l, p: e.peer("far", true), beganAt: began, handed: c.handed, left0: c.last}
+		tr.fd = a
+		tr.p.heard.Store(l.now - int64(c.heard))
+		if got := tr.patient(); got != c.want || got != (tr.deadline == l.now+int64(answerTime)) {
+			t.Errorf("%s: %v, deadline %v", c.name, got, time.Duration(tr.deadline-l.now))
+		}
+	}
+}
+
+// TestPressed: flows are put to sleep sooner while there are descriptors left
+// for as many flows again.
+func TestPressed(t *testing.T) {
+	e, err := New(Options{Loops: 1, ParkIdle: 10 * time.Second})
+	must(t, err)
+	p := e.peer("far", true)
+	for _, c := range []struct {
+		files, flows, trunks int
+		want                 time.Duration
+	}{
+		{20000, 100, 100, 10 * time.Second},
+		{20000, 18000, 300, 10 * time.Second},
+		{20000, 18000, 700, tickBusy},
+		{20000, 19000, 1000, tickBusy},
+		{1024, 400, 300, tickBusy},
+		{1024, 860, 10, 10 * time.Second}, // it would not help
+	} {
+		e.files, p.trunks = c.files, c.trunks
+		e.flows.Store(int64(c.flows))
+		if got := e.parkAfter(p); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
 // TestTrunkDies: flows on a trunk that dies are reset on both sides.
 func TestTrunkDies(t *testing.T) {
 	b := newBed(t, bedOptions{})
@@ -339,18 +402,17 @@ func TestNoTrunk(t *testing.T) {
 
 // TestDropPeer: flows that sleep are reset when their peer has restarted.
 func TestDropPeer(t *testing.T) {
-	o := Options{ParkIdle: time.Millisecond}
+	o := Options{ParkIdle: time.Millisecond, AskIdle: 100 * time.Millisecond}
 	b := newBed(t, bedOptions{near: o, far: o, tick: 2 * time.Millisecond})
 	ended := make(chan error, 1)
 	b.serve(func(c *net.TCPConn) { _, err := io.Copy(c, c); ended <- err })
 	c := parked(t, b, 1)[0]
-	b.far.DropPeer("near")
-	if err := <-ended; !isReset(err) {
-		t.Errorf("sink: %v, expected a reset", err)
-	}
-	c.Write([]byte("anybody there?")) // the far side knows nothing of it any more
+	b.near.DropPeer("far")
 	if _, err := c.Read(make([]byte, 1)); !isReset(err) {
 		t.Errorf("client: %v, expected a reset", err)
+	}
+	if err := <-ended; !isReset(err) { // the far side has asked
+		t.Errorf("sink: %v, expected a reset", err)
 	}
 	b.settled()
 }

@@ -3,6 +3,7 @@ package stream
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,8 @@ type peer struct {
 	e    *Engine
 	name string
 	near bool
+
+	heard atomic.Int64 // when something came on any trunk, to a tenth of a second
 
 	mu     sync.Mutex
 	trunks int
@@ -114,6 +117,14 @@ func (p *peer) waiter(loop int) *Flow {
 		p.wait[loop] = nil
 	}
 	return f
+}
+
+// hear notes a sign of life. It is called for each read: the loops must not
+// fight over the word.
+func (p *peer) hear(now int64) {
+	if now-p.heard.Load() > int64(100*time.Millisecond) {
+		p.heard.Store(now)
+	}
 }
 
 // need tells the dialler that trunks get short.

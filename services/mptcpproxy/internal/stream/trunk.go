@@ -31,8 +31,12 @@ var (
 
 const (
 	// answerTime is how long an OPEN or RESUME waits for any answer before the
-	// trunk counts as stale and another is taken; it doubles each time.
+	// trunk counts as stale and another is taken; it doubles each time. A trunk
+	// that still delivers what was sent, if slowly, gets as long again and
+	// again, up to answerMax; one that does not, next to others that do, has
+	// perhaps lost a segment several times over and gets answerSlow.
 	answerTime = 2 * time.Second
+	answerSlow = 15 * time.Second
 	answerMax  = time.Minute
 	// openTries and resumeTries bound that: an OPEN gives up after 14 s, a
 	// sleeping flow outlives outages of a quarter of an hour, as TCP does.
@@ -92,6 +96,8 @@ type trunk struct {
 	replay    []byte // contents of a RESUME that came on the wrong loop
 	carried   uint64 // payload bytes sent for the flow
 	handed    int    // bytes that the socket has taken since the flow began
+	beganAt   int64  // when the flow was bound to it
+	left0     int    // bytes not acknowledged when patient looked last; -1: never
 	deadline  int64
 	last      int64 // when something came
 	pinged    int64 // PING sent, 0: not waiting
@@ -255,6 +261,7 @@ func (t *trunk) pump() {
 		}
 		t.last = l.now
 		t.pinged = 0
+		t.p.hear(l.now)
 		l.drop(t.in)
 		t.in = nil
 		t.parse(b[:k+got])
@@ -535,6 +542,7 @@ func (t *trunk) begin(mine bool) {
 	t.idle, t.reserved, t.mine, t.fresh, t.confirmed = false, false, mine, false, !mine
 	t.sentEnd, t.gotEnd, t.parking = false, false, false
 	t.carried, t.handed, t.deadline, t.pinged = 0, 0, 0, 0
+	t.beganAt, t.left0 = t.l.now, -1
 	if t.busyAt < 0 {
 		t.busyAt = len(t.l.busy)
 		t.l.busy = append(t.l.busy, t)
@@ -770,6 +778,9 @@ func (t *trunk) tick() {
 			t.control(framePending)
 			return
 		}
+		if f != nil && t.mine && !t.confirmed && t.patient() {
+			return
+		}
 		t.kill(ErrStale)
 		return
 	}
@@ -783,6 +794,29 @@ func (t *trunk) tick() {
 		t.parking = true
 		t.control(framePark)
 	}
+}
+
+// patient gives an OPEN or RESUME without an answer more time, if there are
+// signs of life.
+func (t *trunk) patient() bool {
+	now := t.l.now
+	waited := now - t.beganAt
+	left := outq(t.fd, false) + len(t.out) - t.off
+	if t.left0 < 0 {
+		t.left0 = t.handed + len(t.out) - t.off
+	}
+	moves := left < t.left0
+	t.left0 = left
+	switch {
+	case waited >= int64(answerMax):
+		return false
+	case moves:
+	case waited < int64(answerSlow) && now-t.p.heard.Load() < int64(answerTime):
+	default:
+		return false
+	}
+	t.deadline = now + int64(answerTime)
+	return true
 }
 
 // ping asks an idle trunk whether it lives.
@@ -823,7 +857,7 @@ func (t *trunk) depart() {
 	n := new(trunk)
 	*n = *t
 	n.l, n.owner, n.queued, n.dirty, n.stash = to, n, false, false, false
-	t.dead, t.fd, t.in, t.out, t.off = true, -1, nil, nil, 0
+	t.dead, t.fd, t.in, t.out, t.ctl, t.off = true, -1, nil, nil, nil, 0
 	if !to.post(func() { n.arrive(f) }) {
 		l.e.trunkClosed(n, ErrClosed)
 		resetFD(n.fd)

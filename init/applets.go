@@ -18,11 +18,13 @@ import (
 	"weft/init/pid1"
 	"weft/init/supervise/process"
 	"weft/init/unit"
+	"weft/services/firewall"
 	"weft/services/healthgate"
 	"weft/services/logd"
 	"weft/services/mptcpproxy"
 	"weft/services/network"
 	"weft/services/rpcd"
+	"weft/services/sshd"
 	"weft/services/ubusd"
 )
 
@@ -31,11 +33,17 @@ import (
 var applets = append([]applet{
 	// services
 	{"/usr/libexec/weft/healthgate", unit.Main(healthgate.Run), plain},
+	{"/usr/libexec/weft/firewall", unit.Main(firewall.Run), plain},
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},
 	{"/usr/libexec/weft/mptcpproxy", unit.Main(mptcpproxy.Run), plain},
 	{"/usr/libexec/weft/network", unit.Main(network.Run), plain},
 	{"/usr/libexec/weft/rpcd", unit.Main(rpcd.Run), plain},
+	{"/usr/libexec/weft/sshd", unit.Main(sshd.Run), plain},
+	{"/usr/libexec/weft/sshd-connection", sshd.Connection, plain},
 	{"/usr/libexec/weft/ubusd", unit.Main(ubusd.Run), plain},
+	// far sides of copies over SSH
+	{"/usr/bin/scp", sshd.SCP, device},
+	{"/usr/libexec/sftp-server", sshd.SFTP, device},
 	// parts of the boot
 	{"/usr/libexec/weft/boot", firstboot.Boot, device},
 	{"/usr/libexec/weft/" + process.ConfineName, process.Confine, device},
@@ -64,6 +72,7 @@ var applets = append([]applet{
 	{"/bin/ping", nettools.Ping, plain},
 	{"/bin/ping6", nettools.Ping, plain},
 	{"/bin/uclient-fetch", nettools.Wget, plain},
+	{"/sbin/fw4", firewall.CLI, plain},
 	{"/sbin/ip", nettools.IP, plain},
 	{"/sbin/tc", tc.TC, plain},
 	{"/usr/bin/nslookup", nettools.Nslookup, plain},

@@ -35,7 +35,7 @@ const (
 // the clients' namespace.
 var helpers = map[string]func(args []string) error{
 	"hold":  func([]string) error { _, err := io.Copy(io.Discard, os.Stdin); return err },
-	"crowd": crowd, "flood": flood, "dns-flood": dnsFlood, "router": solicit,
+	"crowd": crowd, "flood": flood, "dns-flood": dnsFlood, "router": solicit, "resolve": resolve, "squat": squat,
 }
 
 func TestMain(m *testing.M) {
@@ -208,11 +208,18 @@ func (l *lab) inClient(name string, args ...string) string {
 	return string(out)
 }
 
-// clientHelper runs one of the helpers in the clients' namespace.
-func (l *lab) clientHelper(name string, args ...string) string {
+// clientSelf is one of the helpers in the clients' namespace, not yet started.
+func (l *lab) clientSelf(name string, args ...string) *exec.Cmd {
 	l.Helper()
 	cmd := l.clientCmd("/proc/"+strconv.Itoa(os.Getpid())+"/exe", args...)
 	cmd.Env = append(os.Environ(), envHelper+"="+name)
+	return cmd
+}
+
+// clientHelper runs one of the helpers in the clients' namespace.
+func (l *lab) clientHelper(name string, args ...string) string {
+	l.Helper()
+	cmd := l.clientSelf(name, args...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		l.Fatalf("%s: %v\n%s", name, err, out)

@@ -104,6 +104,8 @@ func (m *manager) do(ctx context.Context, f func()) error {
 }
 
 const (
+	// busGrace is the time for the bus to answer at the start.
+	busGrace = 500 * time.Millisecond
 	// settle is how long news is collected before it is acted on.
 	settle = 100 * time.Millisecond
 	// lookEvery is when to look at the interfaces without news: soon while
@@ -141,8 +143,16 @@ func (m *manager) loop(ctx context.Context, reload <-chan struct{}, reloading, r
 	} else {
 		defer cancel()
 	}
+	// The bus is there already on a device; do not start with half the truth.
+	select {
+	case <-m.client.Connected():
+	case <-time.After(busGrace):
+	case <-ctx.Done():
+		return nil
+	}
 	m.refresh(ctx)
 	m.apply()
+	m.report()
 	ready()
 	tick := time.NewTimer(m.next())
 	defer tick.Stop()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -80,15 +81,15 @@ func connection(ctx context.Context, log *slog.Logger) error {
 	return ServeConn(ctx, nc, &Config{
 		HostKeys: keys, Backend: func(net.Conn) Backend { return r }, Passwords: m.Hello.Passwords,
 		GatewayPorts: m.Hello.GatewayPorts, Banner: m.Hello.Banner, MaxAuthTries: m.Hello.MaxAuthTries,
-		IdleTimeout: time.Duration(m.Hello.IdleTimeout), KeepAlive: time.Duration(m.Hello.KeepAlive), Log: log,
+		IdleTimeout: time.Duration(m.Hello.IdleTimeout), KeepAlive: time.Duration(m.Hello.KeepAlive), LoginGrace: time.Duration(m.Hello.Grace), Log: log,
 	})
 }
 
 // confine gives up what the process of a connection has no use for: new rights
 // by execve, more descriptors, being looked into.
 func confine() error {
-	if _, _, e := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
-		return fmt.Errorf("give up rights: %w", e)
+	if err := noNewPrivs(); err != nil {
+		return fmt.Errorf("give up rights: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("give up rights: %w", err)
@@ -99,6 +100,28 @@ func confine() error {
 		}
 	}
 	return nil
+}
+
+// noNewPrivs keeps this process, all its threads, from gaining rights by execve
+// (prctl(2), PR_SET_NO_NEW_PRIVS).
+func noNewPrivs() error {
+	if n, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err == nil && n == 1 {
+		return nil
+	}
+	_, _, e := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	if e == 0 {
+		return nil
+	}
+	if e != syscall.ENOTSUP {
+		return e
+	}
+	// A program with cgo cannot do that for all threads: the one that has done it
+	// starts the program anew.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // remote is the backend that asks the service.
@@ -138,7 +161,8 @@ func (r *remote) read() {
 		} else if ch := r.waiting[m.ID]; ch != nil {
 			delete(r.waiting, m.ID)
 			if m.Session != 0 && m.Err == "" {
-				r.exits[m.Session] = make(chan Exit, 1)
+				m.done = make(chan Exit, 1)
+				r.exits[m.Session] = m.done
 			}
 			ch <- m
 		} else {
@@ -230,13 +254,10 @@ func (r *remote) Start(_ *Permit, req *Request) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &started{signal: func(name string) error {
+	s := &started{done: a.done, signal: func(name string) error {
 		_, err := r.ask(&message{Op: "signal", Session: a.Session, Name: name})
 		return err
 	}}
-	r.mu.Lock()
-	s.done = r.exits[a.Session]
-	r.mu.Unlock()
 	switch len(a.files) {
 	case 1:
 		s.pty = a.files[0]

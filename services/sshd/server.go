@@ -86,6 +86,7 @@ type Config struct {
 	MaxAuthTries int           // 0: 3, Dropbear's default on LEDE
 	IdleTimeout  time.Duration // without data in a channel; 0: none
 	KeepAlive    time.Duration // between messages that the client has to answer; 0: none
+	LoginGrace   time.Duration // until somebody has logged in; 0: 120 s
 	MaxConns     int           // connections at the same time; 0: 16
 	Log          *slog.Logger
 }
@@ -216,7 +217,11 @@ func ServeConn(ctx context.Context, nc net.Conn, c *Config) error {
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	defer stop()
 	b := c.Backend(nc)
-	nc.SetDeadline(time.Now().Add(loginGrace))
+	grace := c.LoginGrace
+	if grace == 0 {
+		grace = loginGrace
+	}
+	nc.SetDeadline(time.Now().Add(grace))
 	sconn, channels, requests, err := ssh.NewServerConn(nc, c.serverConfig(b))
 	if err != nil {
 		return fmt.Errorf("Exit before auth from <%v>: %w", nc.RemoteAddr(), err)

@@ -61,6 +61,8 @@ type service struct {
 	exe       string // program of the processes of connections
 	stderr    *os.File
 	client    *bus.Client
+	listen    func(context.Context, spec) (net.Listener, error)
+	grace     time.Duration // to log in
 	failures  backoff.Table
 
 	ctx  context.Context
@@ -94,6 +96,7 @@ type listening struct {
 func Run(ctx context.Context, env *unit.Env) error {
 	s := &service{
 		log: env.Log, configDir: env.ConfigDir, keyDir: keyDir, etc: "/etc", exe: "/proc/self/exe", stderr: os.Stderr, ctx: ctx,
+		listen: listenOn, grace: loginGrace,
 	}
 	switch len(env.Args) {
 	case 0:
@@ -267,7 +270,7 @@ func (s *service) reconcile() {
 			l.i = want[sp]
 			continue
 		}
-		ln, err := listenOn(s.ctx, sp)
+		ln, err := s.listen(s.ctx, sp)
 		if err != nil {
 			failed = true
 			s.log.Error("cannot listen, trying again", "instance", want[sp].name, "error", err)
@@ -471,13 +474,13 @@ func (s *service) serve(nc *net.TCPConn, i *instance, known func()) error {
 	keys := s.keysOf(i)
 	h := &hello{
 		Passwords: i.passwords, GatewayPorts: i.gatewayPorts, Banner: s.banner(i, local), MaxAuthTries: i.tries,
-		IdleTimeout: int64(i.idle), KeepAlive: int64(i.keepAlive),
+		IdleTimeout: int64(i.idle), KeepAlive: int64(i.keepAlive), Grace: int64(s.grace),
 	}
 	for _, k := range keys {
 		h.HostKeys = append(h.HostKeys, k.PublicKey().Marshal())
 	}
 	// The process that does not get anybody in dies, whatever it does.
-	grace := time.AfterFunc(loginGrace+10*time.Second, func() { cmd.Process.Kill() })
+	grace := time.AfterFunc(s.grace+s.grace/8, func() { cmd.Process.Kill() })
 	defer grace.Stop()
 	m := &monitor{
 		log: s.log, b: local.forPeer(from), keys: keys, p: p, from: from, to: to, force: i.force, max: i.tries,

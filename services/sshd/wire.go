@@ -45,6 +45,7 @@ type message struct {
 	Hello  *hello  `json:",omitempty"`
 	Exit   *Exit   `json:",omitempty"`
 	files  []*os.File
+	done   chan Exit // of a session that was started, at the one who asked
 }
 
 // hello tells a new process what it serves.
@@ -54,8 +55,9 @@ type hello struct {
 	GatewayPorts bool
 	Banner       string
 	MaxAuthTries int
-	IdleTimeout  int64 // nanoseconds, as KeepAlive
+	IdleTimeout  int64 // nanoseconds, as the next ones
 	KeepAlive    int64
+	Grace        int64
 }
 
 // pipe is one end of the socket pair. Messages keep their bounds.

@@ -186,6 +186,10 @@ type Rule struct {
 	in, out string
 }
 
+// maxRulePort is the last port that the kernel takes in a rule
+// (fib_rule_port_range_valid).
+const maxRulePort = 65534
+
 // ipProtocol is the number of a protocol that a rule names; 0 if it is none.
 func ipProtocol(name string) uint8 {
 	for _, p := range []struct {
@@ -261,7 +265,7 @@ func (c *Config) rule(s *uci.Section) {
 			r.bad("ipproto", v, "the number of a protocol, or one of tcp, udp, icmp, icmpv6, sctp, esp, gre")
 		}
 	}
-	rule.Sport, rule.Dport = r.span("sport", 1<<16-1), r.span("dport", 1<<16-1)
+	rule.Sport, rule.Dport = r.span("sport", maxRulePort), r.span("dport", maxRulePort)
 	if s.Option("uidrange") != nil {
 		rule.UID, rule.HasUID = r.span("uidrange", 1<<32-2), true
 	}

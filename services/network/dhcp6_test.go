@@ -16,8 +16,8 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
-// server6 is a DHCPv6 server that follows a list.
-type server6 struct {
+// scripted6 is a DHCPv6 server that follows a list.
+type scripted6 struct {
 	start time.Time
 	log   []string // message and second
 	// reply answers a message; nil is silence.
@@ -26,7 +26,7 @@ type server6 struct {
 }
 
 type fake6 struct {
-	s  *server6
+	s  *scripted6
 	in chan []byte
 }
 
@@ -154,7 +154,7 @@ func TestClient6Times(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), tt.run)
 				defer cancel()
-				s := &server6{start: time.Now(), reply: tt.reply}
+				s := &scripted6{start: time.Now(), reply: tt.reply}
 				var leases []string
 				c := &client6{
 					open: func(context.Context) (transport6, error) { return &fake6{s, make(chan []byte, 16)}, nil },

@@ -485,6 +485,17 @@ type serverConfig struct {
 	Client string // address to give
 	Routes bool   // give classless routes as well as a router
 	Down   bool   // the cable is pulled
+	Server string // own address; serverIP if empty; first line only
+	Prefix string // delegate it by DHCPv6
+	Advert string // announce it by router advertisements
+	Life   uint32 // lifetime of both in seconds
+}
+
+func (c serverConfig) ip() net.IP {
+	if c.Server != "" {
+		return net.ParseIP(c.Server)
+	}
+	return serverIP
 }
 
 // dhcpServer starts a server at the far end of a new link.
@@ -579,7 +590,12 @@ var serverIP = net.IPv4(10, 77, 0, 1)
 func serveDHCP(in io.Reader, out io.Writer) error {
 	var mu sync.Mutex
 	var conf serverConfig
-	say := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
+	var sayMu sync.Mutex
+	say := func(format string, args ...any) {
+		sayMu.Lock()
+		defer sayMu.Unlock()
+		fmt.Fprintf(out, format+"\n", args...)
+	}
 	say("started")
 	lines := bufio.NewScanner(in)
 	var srv *server4.Server
@@ -593,6 +609,9 @@ func serveDHCP(in io.Reader, out io.Writer) error {
 		if !first {
 			c.Link = conf.Link
 		}
+		if c.Server == "" {
+			c.Server = conf.Server
+		}
 		conf = c
 		mu.Unlock()
 		if first {
@@ -600,7 +619,7 @@ func serveDHCP(in io.Reader, out io.Writer) error {
 			if err != nil {
 				return err
 			}
-			addr := &netlink.Addr{IPNet: &net.IPNet{IP: serverIP, Mask: net.CIDRMask(24, 32)}}
+			addr := &netlink.Addr{IPNet: &net.IPNet{IP: c.ip(), Mask: net.CIDRMask(24, 32)}}
 			if err := netlink.AddrAdd(link, addr); err != nil {
 				return err
 			}
@@ -633,8 +652,26 @@ func serveDHCP(in io.Reader, out io.Writer) error {
 		if c.Down {
 			set = netlink.LinkSetDown
 		}
+		if first && (c.Prefix != "" || c.Advert != "") {
+			// No waiting for duplicate address detection.
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+c.Link+"/accept_dad", []byte("0"), 0o644); err != nil {
+				return err
+			}
+		}
 		if err := set(link); err != nil {
 			return err
+		}
+		if first && (c.Prefix != "" || c.Advert != "") {
+			six, err := serve6(c.Link, func() serverConfig { mu.Lock(); defer mu.Unlock(); return conf }, say)
+			if err != nil {
+				return err
+			}
+			defer six()
+		}
+		if !c.Down && c.Advert != "" {
+			if err := sendAdvert(c); err != nil {
+				say("error %v", err)
+			}
 		}
 		say("set")
 	}
@@ -658,19 +695,19 @@ func answer(c serverConfig, m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	}
 	mods := []dhcpv4.Modifier{
 		dhcpv4.WithMessageType(kind),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(serverIP)),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(c.ip())),
 	}
 	if kind != dhcpv4.MessageTypeNak {
 		mods = append(mods,
 			dhcpv4.WithYourIP(net.ParseIP(c.Client)), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithLeaseTime(3600),
-			dhcpv4.WithDNS(serverIP), dhcpv4.WithOption(dhcpv4.OptDomainName("example.org")))
+			dhcpv4.WithDNS(c.ip()), dhcpv4.WithOption(dhcpv4.OptDomainName("example.org")))
 		if c.Routes {
 			_, dest, _ := net.ParseCIDR("192.168.0.0/16")
 			_, all, _ := net.ParseCIDR("0.0.0.0/0")
 			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptClasslessStaticRoute(
 				&dhcpv4.Route{Dest: dest, Router: net.IPv4(10, 77, 0, 9)}, &dhcpv4.Route{Dest: all, Router: serverIP})))
 		}
-		mods = append(mods, dhcpv4.WithRouter(serverIP))
+		mods = append(mods, dhcpv4.WithRouter(c.ip()))
 	}
 	r, err := dhcpv4.NewReplyFromRequest(m, mods...)
 	if err != nil {

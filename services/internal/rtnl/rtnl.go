@@ -29,6 +29,7 @@ func Dial() (*Conn, error) {
 	// Then dumps are filtered by the kernel (since 4.20); without it they are
 	// longer, and what was not asked for is dropped here.
 	_ = c.SetOption(netlink.GetStrictCheck, true)
+	_ = c.SetOption(netlink.ExtendedAcknowledge, true) // errors say what is wrong
 	return &Conn{c}, nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"weft/init/pid1"
 	"weft/init/supervise/process"
 	"weft/init/unit"
+	"weft/services/dhcp"
 	"weft/services/firewall"
 	"weft/services/healthgate"
 	"weft/services/logd"
@@ -32,6 +33,7 @@ import (
 // builder makes the links, is held equal to it by a test (go test ./init -update).
 var applets = append([]applet{
 	// services
+	{"/usr/libexec/weft/dhcp", unit.Main(dhcp.Run), plain},
 	{"/usr/libexec/weft/healthgate", unit.Main(healthgate.Run), plain},
 	{"/usr/libexec/weft/firewall", unit.Main(firewall.Run), plain},
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},

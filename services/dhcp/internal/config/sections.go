@@ -19,6 +19,7 @@ func (r reader) mode(option string) Mode {
 	case "hybrid":
 		return Hybrid
 	case "relay":
+		r.fault(option, v, "server or disabled: relaying has no effect in this version")
 		return Relay
 	default:
 		r.fault(option, v, "server, relay, hybrid or disabled")

@@ -73,6 +73,7 @@ func (r *Resolver) Listen(device string, port int, a Access) (*Listener, error) 
 		}}
 		// No TCP keep-alives: idle connections are closed by us.
 		lc.KeepAlive = -1
+		lc.SetMultipathTCP(false) // the LAN is one path
 		conn, err := lc.ListenPacket(context.Background(), v.udp, addr(v.host))
 		if err != nil {
 			if v.udp == "udp6" && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {

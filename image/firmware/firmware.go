@@ -152,6 +152,9 @@ func scanOne(r io.ReaderAt, end int64) (*Chunk, error) {
 	k := Kind(t[8])
 	size := int64(binary.BigEndian.Uint32(t[12:]))
 	payload := size - trailerSize - int64(k.header())
+	if t[9]|t[10]|t[11] != 0 {
+		return nil, fmt.Errorf("trailer at byte %d: bytes 9 to 11 are %x, want zeros: %w", end-trailerSize, t[9:12], ErrDamaged)
+	}
 	if k > Metadata || payload < 0 || size > end || payload > int64(k.limit()) {
 		return nil, fmt.Errorf("trailer at byte %d: %s of %d bytes in a file of %d: %w", end-trailerSize, k, size, end, ErrDamaged)
 	}

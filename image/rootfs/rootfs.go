@@ -323,6 +323,9 @@ func Services(t *Tree) ([]Service, error) {
 		if _, err := toml.Decode(string(text), &u); err != nil {
 			return nil, fmt.Errorf("unit /%s: %w", e.Path, err)
 		}
+		if u.Start != nil && *u.Start == 0 && u.Stop == 0 {
+			continue // started by other services alone: nobody enables or calls it
+		}
 		if _, ok := byName[name]; !ok {
 			return nil, fmt.Errorf("unit /%s has no script /%s/%s: add the two lines that call service", e.Path, initDir, name)
 		}

@@ -17,7 +17,7 @@
 //	term_timeout  = "5s"              # from SIGTERM to SIGKILL
 //	kill          = "group"           # a stop ends all processes; "main": only the first
 //	restart       = "always"          # "on-failure", "never"; oneshots: "never"
-//	start         = 20                # number of the link /etc/rc.d/S20<name>
+//	start         = 20                # number of the link /etc/rc.d/S20<name>; 0: started by other services alone, no init script
 //	stop          = 90                # number of the link /etc/rc.d/K90<name>; default none
 //	stop_last     = true              # a shutdown stops it after all others
 //	user, group   = "nobody", "nogroup"

@@ -37,6 +37,10 @@ func run(args ...string) error {
 
 func insideDo(what string, args []string) error {
 	switch what {
+	case "service":
+		return serviceInside(args[0])
+	case "refused":
+		return refusedInside()
 	case "fw4":
 		return runFW4(append([]string{what}, args...))
 	case "serve":

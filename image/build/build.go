@@ -50,10 +50,11 @@ var source embed.FS
 
 // Places in the source tree.
 const (
-	overlayDir = "buildroot-overlay/rootfs"
-	rolesDir   = "buildroot-overlay/roles"
-	program    = "./init"
-	appletList = "init/applets.txt"
+	overlayDir    = "buildroot-overlay/rootfs"
+	rolesDir      = "buildroot-overlay/roles"
+	program       = "./init"
+	rescueProgram = "./init/rescue/program"
+	appletList    = "init/applets.txt"
 )
 
 // Config says what to build. The names in parentheses are LEDE ImageBuilder's.

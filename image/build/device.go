@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// Names of the device program, and of the parts of it that the initramfs (build tag
-// initramfs) and the rescue system (rescue) need, in the output of their step.
+// Names of the device program, of the part of it that the initramfs needs (build
+// tag initramfs), and of the rescue system's program, in the output of their step.
 const (
 	deviceName = "weft"
 	stage1Name = "weft-initramfs"
@@ -127,16 +127,12 @@ func (b *Builder) goInputs(deps goDeps, symbols bool) (map[string]string, error)
 // listGo asks the go command what the device program consists of.
 func (b *Builder) listGo() (goDeps, error) {
 	const format = `{{if and (not .Standard) .Module}}{{if .Module.Main}}{{.Dir}}{{range .EmbedFiles}}` + "\t" + `{{.}}{{end}}` + "\n" + `{{end}}{{end}}`
-	var all string
-	for _, tags := range []string{"", "rescue"} { // stage 1 has nothing of its own
-		out, err := b.goCommand(context.Background(), "list", "-tags", tags, "-deps", "-f", format, program)
-		if err != nil {
-			return goDeps{}, err
-		}
-		all += out
+	out, err := b.goCommand(context.Background(), "list", "-deps", "-f", format, program, rescueProgram) // stage 1 has nothing of its own
+	if err != nil {
+		return goDeps{}, err
 	}
 	var deps goDeps
-	for line := range strings.Lines(all) {
+	for line := range strings.Lines(out) {
 		words := strings.Split(strings.TrimSpace(line), "\t")
 		if words[0] == "" {
 			continue
@@ -198,9 +194,9 @@ func (b *Builder) deviceProgram(ctx context.Context, out string, symbols bool) e
 	if b.cfg.Program != "" {
 		return errors.Join(copyFile(b.cfg.Program, file), copyFile(b.cfg.Program, filepath.Join(out, stage1Name)), copyFile(b.cfg.Program, filepath.Join(out, rescueName)))
 	}
-	for name, tags := range map[string]string{deviceName: "", stage1Name: "initramfs", rescueName: "rescue"} {
-		args := append([]string{"build", "-tags", tags, "-o", filepath.Join(out, name)}, deviceFlags(symbols)...)
-		if _, err := b.goCommand(ctx, append(args, program)...); err != nil {
+	for name, what := range map[string]struct{ tags, source string }{deviceName: {"", program}, stage1Name: {"initramfs", program}, rescueName: {"", rescueProgram}} {
+		args := append([]string{"build", "-tags", what.tags, "-o", filepath.Join(out, name)}, deviceFlags(symbols)...)
+		if _, err := b.goCommand(ctx, append(args, what.source)...); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,7 @@
 // Package rescue is the system that comes up when no slot can be started: a
 // network address, SSH, and a page that takes an image and writes it.
 //
-// It is a program of its own (build tag rescue), in a file of the boot partition
+// It is a program of its own (folder program), in a file of the boot partition
 // that the boot loader loads for its rescue entry alone and that stage 1 unpacks
 // when it cannot make a root file system, so that an ordinary boot does not pay
 // for it. Stage 1 starts it, shows what it prints on the consoles and starts it

@@ -1,6 +1,7 @@
 package rescue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -79,9 +81,10 @@ func (r *system) sayOnce(key, format string, a ...any) {
 	}
 }
 
-// Run is the program "rescue": --why TEXT says why no slot is started. applets are
-// the paths at which the program is to be found for a shell.
-func Run(ctx context.Context, c *unit.Call, serveSSH SSH, applets []string) int {
+// Run is the program "rescue": --why TEXT says why no slot is started. own are the
+// paths at which the program is to be found for a shell; the other commands are
+// those of the initramfs.
+func Run(ctx context.Context, c *unit.Call, serveSSH SSH, own []string) int {
 	flags := flag.NewFlagSet("rescue", flag.ContinueOnError)
 	flags.SetOutput(c.Stderr)
 	why := flags.String("why", "the rescue system was started", "what is said to be wrong")
@@ -95,7 +98,7 @@ func Run(ctx context.Context, c *unit.Call, serveSSH SSH, applets []string) int 
 	for _, n := range r.dev.notes {
 		r.say("%s", n)
 	}
-	if err := userland(applets); err != nil {
+	if err := userland(own); err != nil {
 		r.say("%v", err)
 	}
 	hash, err := accounts(ownEtc, r.dev.etc)
@@ -153,19 +156,47 @@ func (r *system) serve(ctx context.Context, what string, port int, f func(net.Li
 	})
 }
 
-// userland makes the names of the applets in the initramfs.
-func userland(applets []string) error {
+// initramfs is the program of stage 1, which has the everyday commands.
+const initramfs = "/init"
+
+// userland makes the names of the commands in the initramfs: own are this
+// program's, the rest is asked of the program of stage 1.
+func userland(own []string) error {
 	var errs []error
-	for _, path := range applets {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			errs = append(errs, err)
-			continue
+	link := func(target, path string) {
+		err := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err == nil {
+			err = os.Symlink(target, path)
 		}
-		if err := os.Symlink(Program, path); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			errs = append(errs, err)
 		}
 	}
+	for _, path := range own {
+		link(Program, path)
+	}
+	link(initramfs, shell)
+	// Called as "weft" without an argument it lists what it is.
+	cmd := &exec.Cmd{Path: initramfs, Args: []string{"weft"}}
+	var out bytes.Buffer
+	cmd.Stderr = &out
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		errs = append(errs, fmt.Errorf("ask for the commands of the initramfs: %w", err))
+	}
+	for _, name := range commandNames(out.String()) {
+		link(initramfs, filepath.Join("/bin", name))
+	}
 	return errors.Join(errs...)
+}
+
+// commandNames reads the list that the device program prints.
+func commandNames(text string) []string {
+	for line := range strings.Lines(text) {
+		if list, ok := strings.CutPrefix(line, "applets: "); ok {
+			return strings.Fields(list)
+		}
+	}
+	return nil
 }
 
 // accounts writes passwd, shadow, group and shells with root alone and with the

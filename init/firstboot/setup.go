@@ -17,6 +17,7 @@ import (
 
 	"weft/init/applet/ubuscli"
 	"weft/init/uci"
+	"weft/init/uci/pending"
 	"weft/init/unit"
 )
 
@@ -54,6 +55,10 @@ func (s *Setup) tree() *uci.Tree {
 func (s *Setup) Run(ctx context.Context) error {
 	s.ctx = ctx
 	var errs []error
+	// What a manager had on trial when the device went down is undone before
+	// anything reads it.
+	bootID, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	pending.Restore(s.Log, s.path(pending.Dir), s.configDir(), string(bootID))
 	wrote, err := s.boardDetect()
 	errs = append(errs, err)
 	if wrote {

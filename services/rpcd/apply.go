@@ -3,18 +3,16 @@ package rpcd
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"syscall"
 	"time"
 
 	"weft/init/bus"
 	"weft/init/uci"
+	"weft/init/uci/pending"
 )
 
 // defaultApply is how long an apply waits to be confirmed.
@@ -23,20 +21,12 @@ const defaultApply = 60 * time.Second
 // pendingApply is an apply that will be rolled back unless it is confirmed. It
 // is on disk, with copies of the files and of the staged changes, before the
 // first file is changed: whatever happens to this process afterwards, the next
-// one finds it.
+// one finds it, and whatever happens to the device, its next start does.
 type pendingApply struct {
-	SID      string
-	Configs  []string
-	Deadline time.Duration // since boot
-	Boot     string        // the boot it counts from
-
+	pending.Record
 	timer *time.Timer
 }
 
-func (s *server) applyFile() string { return filepath.Join(s.stateDir, "apply.json") }
-func (s *server) filesCopy(config string) string {
-	return filepath.Join(s.stateDir, "snapshot-files", config)
-}
 func (s *server) changesCopy(config string) string {
 	return filepath.Join(s.stateDir, "snapshot-delta", config)
 }
@@ -75,7 +65,7 @@ func (s *server) apply(args bus.Table, rollback bool, wait time.Duration) (done 
 	}
 	tree := s.tree(ses)
 	if rollback {
-		p := &pendingApply{SID: ses.id, Configs: configs, Deadline: s.now() + wait, Boot: s.bootID}
+		p := &pendingApply{Record: pending.Record{SID: ses.id, Configs: configs, Deadline: s.now() + wait, Boot: s.bootID}}
 		if err := s.snapshot(p); err != nil {
 			s.forgetApply()
 			return nil, fmt.Errorf("apply: %w", err)
@@ -130,36 +120,34 @@ func (s *server) stagedConfigs(args bus.Table) (*session, []string, error) {
 // the apply, on disk.
 func (s *server) snapshot(p *pendingApply) error {
 	for _, c := range p.Configs {
-		for from, to := range map[string]string{s.configFile(c): s.filesCopy(c), s.staged(p.SID, c): s.changesCopy(c)} {
-			b, err := os.ReadFile(from)
-			if err != nil {
-				return fmt.Errorf("copy: %w", err)
-			}
-			if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-				return fmt.Errorf("copy: %w", err)
-			}
-			if err := replaceFile(to, b, 0o600); err != nil {
-				return fmt.Errorf("copy %s: %w", from, err)
-			}
+		file, override := s.configFile(c)
+		if override {
+			p.Override = append(p.Override, c)
+		}
+		if err := pending.Save(s.keepDir, c, file); err != nil {
+			return err
+		}
+		b, err := os.ReadFile(s.staged(p.SID, c))
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(s.changesCopy(c)), 0o700)
+		}
+		if err == nil {
+			err = pending.ReplaceFile(s.changesCopy(c), b, 0o600)
+		}
+		if err != nil {
+			return fmt.Errorf("copy staged changes: %w", err)
 		}
 	}
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	if err := replaceFile(s.applyFile(), b, 0o600); err != nil {
-		return fmt.Errorf("note that it is pending: %w", err)
-	}
-	return nil
+	return pending.Begin(s.keepDir, &p.Record)
 }
 
 // configFile is where the file of a package is, an override first.
-func (s *server) configFile(config string) string {
+func (s *server) configFile(config string) (path string, override bool) {
 	over := filepath.Join(uci.DefaultOverrideDir, config)
 	if _, err := os.Stat(over); err == nil {
-		return over
+		return over, true
 	}
-	return filepath.Join(s.configDir, config)
+	return filepath.Join(s.configDir, config), false
 }
 
 // await makes p the pending apply and arms its timer.
@@ -185,25 +173,19 @@ func (s *server) await(p *pendingApply) {
 
 // resumeApply takes up an apply that an earlier run left pending.
 func (s *server) resumeApply() error {
-	b, err := os.ReadFile(s.applyFile())
-	if errors.Is(err, fs.ErrNotExist) {
+	r, err := pending.Read(s.keepDir)
+	if err != nil {
+		// Better an unconfirmed configuration than none that starts.
+		s.log.Error("it counts as confirmed", "error", err)
+	}
+	if r == nil {
 		s.forgetApply() // copies without the record: nothing had been changed yet
 		return nil
 	}
-	p := &pendingApply{}
-	if err == nil {
-		err = json.Unmarshal(b, p)
-	}
-	if err != nil {
-		// Better an unconfirmed configuration than none that starts.
-		s.log.Error("record of a pending apply is unreadable: it counts as confirmed", "error", err)
-		s.forgetApply()
-		return nil
-	}
+	p := &pendingApply{Record: *r}
 	if p.Boot != s.bootID {
 		p.Deadline = 0
 	}
-	p.Configs = slices.DeleteFunc(p.Configs, func(c string) bool { return !uci.ValidPackage(c) })
 	s.log.Warn("an apply of an earlier run waits to be confirmed", "packages", p.Configs)
 	s.await(p)
 	return nil
@@ -264,10 +246,8 @@ func (s *server) uciRollback(ctx context.Context, args bus.Table, _ func(any) er
 func (s *server) restore() {
 	p := s.pending
 	for _, c := range p.Configs {
-		b, err := os.ReadFile(s.filesCopy(c))
-		if err == nil {
-			err = restoreConfig(s.configFile(c), b)
-		}
+		file, _ := s.configFile(c)
+		err := pending.PutBack(s.keepDir, c, file)
 		if err != nil {
 			s.log.Error("cannot roll back a package", "package", c, "error", err)
 		}
@@ -286,7 +266,7 @@ func (s *server) restore() {
 			if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 				err = rerr
 			} else if err = os.MkdirAll(s.stagingDir(p.SID), 0o700); err == nil {
-				err = replaceFile(s.staged(p.SID, c), append(before, since...), 0o600)
+				err = pending.ReplaceFile(s.staged(p.SID, c), append(before, since...), 0o600)
 			}
 		}
 		if err != nil {
@@ -299,10 +279,9 @@ func (s *server) restore() {
 // forgetApply ends the pending apply. The record goes first: copies alone mean
 // nothing.
 func (s *server) forgetApply() {
-	for _, p := range []string{s.applyFile(), filepath.Join(s.stateDir, "snapshot-files"), filepath.Join(s.stateDir, "snapshot-delta")} {
-		if err := os.RemoveAll(p); err != nil {
-			s.log.Error("cannot clean up after an apply", "error", err)
-		}
+	err := errors.Join(pending.End(s.keepDir), os.RemoveAll(filepath.Join(s.stateDir, "snapshot-delta")))
+	if err != nil {
+		s.log.Error("cannot clean up after an apply", "error", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -322,74 +301,4 @@ func (s *server) purgeStaging() {
 			}
 		}
 	}
-}
-
-// restoreConfig puts b into a configuration file under the lock that commits
-// take, keeping its mode and owner.
-func restoreConfig(path string, b []byte) error {
-	real, err := filepath.EvalSymlinks(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return replaceFile(path, b, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(real)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", real, err)
-	}
-	return replaceFile(real, b, 0o600)
-}
-
-// replaceFile writes b to path so that after a crash there is the old file or
-// the new one: temporary file, fsync, rename, fsync of the folder. An existing
-// file keeps its mode and owner.
-func replaceFile(path string, b []byte, mode fs.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			tmp.Close()
-			os.Remove(tmp.Name())
-		}
-	}()
-	if fi, serr := os.Stat(path); serr == nil {
-		mode = fi.Mode().Perm()
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
-			if err = tmp.Chown(int(st.Uid), int(st.Gid)); err != nil {
-				return err
-			}
-		}
-	}
-	if err = tmp.Chmod(mode); err != nil {
-		return err
-	}
-	if _, err = tmp.Write(b); err != nil {
-		return err
-	}
-	if err = tmp.Sync(); err != nil {
-		return err
-	}
-	if err = tmp.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOTSUP) {
-		return err
-	}
-	return nil
 }

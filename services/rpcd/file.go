@@ -336,16 +336,7 @@ func (s *server) fileExec(ctx context.Context, args bus.Table, reply func(any) e
 			return err
 		}
 	}
-	select {
-	case s.execs <- struct{}{}:
-		defer func() { <-s.execs }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.execTime())
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, params...)
-	cmd.Dir = "/"
+	cmd := exec.Command(program, params...)
 	cmd.Env = os.Environ()
 	env, _ := args.Get("env").(bus.Table)
 	for _, a := range env {
@@ -353,39 +344,62 @@ func (s *server) fileExec(ctx context.Context, args bus.Table, reply func(any) e
 			cmd.Env = append(cmd.Env, a.Name+"="+v)
 		}
 	}
-	// What it started goes with it.
+	code, stdout, stderr, err := s.run(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	return reply(execReply(code, stdout, stderr))
+}
+
+// execReply is the form of how a command ended in replies.
+func execReply(code int, stdout, stderr []byte) bus.Table {
+	out := bus.Table{{Name: "code", Value: code}}
+	for _, o := range []struct {
+		name string
+		b    []byte
+	}{{"stdout", stdout}, {"stderr", stderr}} {
+		if t := cString(o.b); t != "" {
+			out = append(out, bus.Attr{Name: o.name, Value: t})
+		}
+	}
+	return out
+}
+
+// run runs a command to its end, in the time that commands may take, and returns
+// its exit code (128 + signal) and output. What it has started goes with it.
+func (s *server) run(ctx context.Context, cmd *exec.Cmd) (code int, out, errs []byte, err error) {
+	select {
+	case s.execs <- struct{}{}:
+		defer func() { <-s.execs }()
+	case <-ctx.Done():
+		return 0, nil, nil, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.execTime())
+	defer cancel()
+	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.Cancel = kill
 	cmd.WaitDelay = pipeGrace
 	stdout, stderr := &bounded{full: cancel}, &bounded{full: cancel}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if err := cmd.Start(); err != nil {
-		return fileStatus(err)
+		return 0, nil, nil, fileStatus(err)
 	}
+	stop := context.AfterFunc(ctx, func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 	err = cmd.Wait()
+	stop()
 	switch {
 	case stdout.over || stderr.over:
-		return fmt.Errorf("%s: more than %d bytes of output: %w", program, maxFile, bus.StatusNotSupported)
+		return 0, nil, nil, fmt.Errorf("%s: more than %d bytes of output: %w", cmd.Path, maxFile, bus.StatusNotSupported)
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: took too long and was killed: %w", program, bus.StatusTimeout)
+		return 0, nil, nil, fmt.Errorf("%s: took too long and was killed: %w", cmd.Path, bus.StatusTimeout)
 	case err != nil && cmd.ProcessState == nil:
-		return fileStatus(err)
+		return 0, nil, nil, fileStatus(err)
 	}
-	code := cmd.ProcessState.ExitCode()
+	code = cmd.ProcessState.ExitCode()
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		code = 128 + int(ws.Signal())
 	}
-	out := bus.Table{{Name: "code", Value: code}}
-	for name, b := range map[string]*bounded{"stdout": stdout, "stderr": stderr} {
-		if t := cString(b.buf.Bytes()); t != "" {
-			out = append(out, bus.Attr{Name: name, Value: t})
-		}
-	}
-	if len(out) == 3 && out[1].Name == "stderr" {
-		out[1], out[2] = out[2], out[1]
-	}
-	return reply(out)
+	return code, stdout.buf.Bytes(), stderr.buf.Bytes(), nil
 }
 
 // bounded keeps up to maxFile bytes and calls full when there are more. The

@@ -1,11 +1,12 @@
 // Package rpcd is the service behind web interfaces and remote managers: it
 // publishes the objects session (logins and what they may do), uci (configuration
-// with staging for each session, and apply with rollback) and file (files and
-// commands), with the methods, statuses and access rules of LEDE's rpcd.
+// with staging for each session, and apply with rollback), file (files and
+// commands), rc (start scripts), rpc-sys (the device) and those of plugins, with
+// the methods, statuses and access rules of LEDE's rpcd.
 //
 // A call that carries the argument ubus_rpc_session is held to that session's
-// grants; one without comes from a local program that the bus let through, and
-// may do all.
+// grants; one without comes from a program of root, and may do all. Programs of
+// others, such as the web server, need a session that may make the call.
 package rpcd
 
 import (
@@ -14,7 +15,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -22,6 +25,7 @@ import (
 
 	"weft/init/bus"
 	"weft/init/uci"
+	"weft/init/uci/pending"
 	"weft/init/unit"
 )
 
@@ -35,7 +39,8 @@ const eventTimeout = 2 * time.Second
 type server struct {
 	log       *slog.Logger
 	configDir string
-	stateDir  string // sessions, staging folders, the pending apply
+	stateDir  string // sessions, staging folders, staged changes of the pending apply
+	keepDir   string // the pending apply, on what outlives a power cut
 	aclDir    string
 	busPath   string
 	varState  string   // folder of uci's volatile state
@@ -43,6 +48,11 @@ type server struct {
 	now       func() time.Duration
 	bootID    string
 
+	prog programs
+	self string // the user this program runs as
+
+	// call asks another object on the bus.
+	call func(ctx context.Context, object, method string, args any) (bus.Table, error)
 	// changed tells the services that packages were committed.
 	changed func(ctx context.Context, pkgs []string)
 
@@ -64,7 +74,11 @@ type server struct {
 func Run(ctx context.Context, env *unit.Env) error {
 	s := &server{
 		log: env.Log, configDir: env.ConfigDir, stateDir: env.StateDir, aclDir: defaultACLDir, busPath: env.BusPath,
-		varState: "/var/state", passwd: []string{"/etc/shadow", "/etc/passwd"}, now: bootTime, bootID: bootID(),
+		varState: "/var/state", passwd: []string{"/etc/shadow", "/etc/passwd"}, now: bootTime, bootID: bootID(), prog: devicePrograms(),
+		self: userName(),
+	}
+	if s.keepDir = pending.Dir; s.configDir != uci.DefaultConfDir {
+		s.keepDir = filepath.Join(s.stateDir, "apply") // not the configuration of this machine
 	}
 	switch len(env.Args) {
 	case 0:
@@ -77,12 +91,14 @@ func Run(ctx context.Context, env *unit.Env) error {
 	defer cancel()
 	client := bus.Connect(ctx, env.BusPath, env.Log)
 	defer client.Close()
+	s.call = client.Call
 	s.changed = func(ctx context.Context, pkgs []string) { tellServices(ctx, client, s.log, pkgs) }
 	if err := s.start(ctx); err != nil {
 		return err
 	}
 	defer s.stop()
 	for _, o := range s.objects() {
+		s.guard(o)
 		if _, err := client.Publish(o); err != nil {
 			return err
 		}
@@ -98,6 +114,8 @@ func Run(ctx context.Context, env *unit.Env) error {
 		return err
 	}
 	env.Ready()
+	p := pluginSet{s: s, client: client}
+	p.load(ctx)
 	for {
 		select {
 		case <-ctx.Done():
@@ -105,9 +123,62 @@ func Run(ctx context.Context, env *unit.Env) error {
 		case <-env.Reload():
 			env.Reloading()
 			s.reloadACL()
+			p.load(ctx)
 			env.Ready()
 		}
 	}
+}
+
+// pluginSet are the objects of plugins on the bus.
+type pluginSet struct {
+	s         *server
+	client    *bus.Client
+	published []*bus.Published
+}
+
+// load publishes what the plugins offer now instead of what they offered before.
+func (p *pluginSet) load(ctx context.Context) {
+	for _, o := range p.published {
+		if err := o.Close(); err != nil {
+			p.s.log.Warn("plugin not taken off the bus", "error", err)
+		}
+	}
+	p.published = nil
+	for _, o := range p.s.plugins(ctx) {
+		p.s.guard(o)
+		pub, err := p.client.Publish(o)
+		if err != nil {
+			p.s.log.Error("plugin not on the bus", "plugin", o.Name, "error", err)
+			continue
+		}
+		p.published = append(p.published, pub)
+	}
+}
+
+// guard holds calls of programs that are not root's to the session they name. The
+// web server is trusted with connections, not with rights.
+func (s *server) guard(o *bus.Object) {
+	for i, m := range o.Methods {
+		o.Methods[i].Handle = func(ctx context.Context, r *bus.Request) error {
+			if err := s.mayCall(r.User, o.Name, m.Name, r.Args); err != nil {
+				return err
+			}
+			return m.Handle(ctx, r)
+		}
+	}
+}
+
+func (s *server) mayCall(user, object, method string, args bus.Table) error {
+	if user == "root" || user == s.self || object == "session" && method == "access" {
+		return nil // asking for a right gives none
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ses, err := s.caller(args)
+	if err != nil || ses == nil || !ses.allowed("ubus", object, method) {
+		return bus.StatusPermissionDenied
+	}
+	return nil
 }
 
 // awaitObject waits until path can be found on the bus.
@@ -207,6 +278,15 @@ func bootTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// userName is the name of the own user, as the broker tells it of others.
+func userName() string {
+	id := strconv.Itoa(os.Getuid())
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
+}
+
 func bootID() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return string(b)
@@ -269,6 +349,19 @@ func (s *server) objects() []*bus.Object {
 			method("md5", s.fileMD5, arg("path", str), sid),
 			method("remove", s.fileRemove, arg("path", str), sid),
 			method("exec", s.fileExec, arg("command", str), arg("params", arr), arg("env", tab), sid),
+		}},
+		{Name: "rc", Methods: []bus.Method{
+			method("list", s.rcList, arg("name", str)),
+			method("init", s.rcInit, arg("name", str), arg("action", str)),
+		}},
+		{Name: "rpc-sys", Methods: []bus.Method{
+			method("packagelist", s.sysPackagelist, arg("all", boo)),
+			method("password_set", s.sysPasswordSet, arg("user", str), arg("password", str)),
+			method("upgrade_test", s.sysUpgradeTest),
+			method("upgrade_start", s.sysUpgradeStart, arg("keep", boo)),
+			method("upgrade_clean", s.sysUpgradeClean),
+			method("factory", s.sysFactory),
+			method("reboot", s.sysReboot),
 		}},
 	}
 }

@@ -110,7 +110,7 @@ func (f *fixture) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	epoch := time.Now()
 	f.server = &server{
-		log: slog.New(slog.NewTextHandler(f, nil)), configDir: filepath.Join(f.dir, "config"), stateDir: filepath.Join(f.dir, "state"),
+		log: slog.New(slog.NewTextHandler(f, nil)), configDir: filepath.Join(f.dir, "config"), stateDir: filepath.Join(f.dir, "state"), keepDir: filepath.Join(f.dir, "keep"),
 		aclDir: filepath.Join(f.dir, "acl"), varState: filepath.Join(f.dir, "varstate"), passwd: []string{filepath.Join(f.dir, "shadow")},
 		now: func() time.Duration { return time.Since(epoch) + time.Hour }, bootID: "this boot",
 	}
@@ -551,8 +551,8 @@ func TestApplyConfirm(t *testing.T) {
 		if got := f.read("config/network"); got != applied {
 			t.Errorf("after the confirmation:\n%s", got)
 		}
-		for _, name := range []string{"apply.json", "snapshot-files", "snapshot-delta"} {
-			if _, err := os.Stat(f.path("state/" + name)); !os.IsNotExist(err) {
+		for _, name := range []string{"keep/apply.json", "keep/snapshot-files", "state/snapshot-delta"} {
+			if _, err := os.Stat(f.path(name)); !os.IsNotExist(err) {
 				t.Errorf("%s stays behind: %v", name, err)
 			}
 		}
@@ -650,9 +650,9 @@ func TestApplySurvivesCrash(t *testing.T) {
 		confirmed := f.read("config/network")
 		f.stage(id, "mtu", "9000")
 		f.expect(f.uciApply, `{"rollback":true,"timeout":9000,`+s+`}`, "")
-		record := f.read("state/apply.json")
+		record := f.read("keep/apply.json")
 		f.kill()
-		f.write("state/apply.json", strings.Replace(record, "this boot", "an earlier boot", 1))
+		f.write("keep/apply.json", strings.Replace(record, "this boot", "an earlier boot", 1))
 		f.start()
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -662,12 +662,12 @@ func TestApplySurvivesCrash(t *testing.T) {
 
 		// Killed in the middle of a roll back: it is done again, nothing twice.
 		f.expect(f.uciApply, `{"rollback":true,"timeout":90,`+s+`}`, "")
-		record = f.read("state/apply.json")
-		snapFile, snapDelta := f.read("state/snapshot-files/network"), f.read("state/snapshot-delta/network")
+		record = f.read("keep/apply.json")
+		snapFile, snapDelta := f.read("keep/snapshot-files/network"), f.read("state/snapshot-delta/network")
 		f.expect(f.uciRollback, `{`+s+`}`, "")
 		f.kill()
-		f.write("state/apply.json", record)
-		f.write("state/snapshot-files/network", snapFile)
+		f.write("keep/apply.json", record)
+		f.write("keep/snapshot-files/network", snapFile)
 		f.write("state/snapshot-delta/network", snapDelta)
 		f.start()
 		time.Sleep(2 * time.Hour)
@@ -678,7 +678,7 @@ func TestApplySurvivesCrash(t *testing.T) {
 
 		// Killed between the copies and the record: nothing had been changed.
 		f.kill()
-		f.write("state/snapshot-files/network", "config nonsense\n")
+		f.write("keep/snapshot-files/network", "config nonsense\n")
 		f.write("state/uci-"+strings.Repeat("a", 32)+"/network", "x")
 		f.start()
 		time.Sleep(time.Hour)
@@ -686,14 +686,14 @@ func TestApplySurvivesCrash(t *testing.T) {
 		if got := f.read("config/network"); got != confirmed {
 			t.Errorf("copies without a record were used:\n%s", got)
 		}
-		for _, name := range []string{"snapshot-files", "uci-" + strings.Repeat("a", 32)} {
-			if _, err := os.Stat(f.path("state/" + name)); !os.IsNotExist(err) {
+		for _, name := range []string{"keep/snapshot-files", "state/uci-" + strings.Repeat("a", 32)} {
+			if _, err := os.Stat(f.path(name)); !os.IsNotExist(err) {
 				t.Errorf("%s stays behind: %v", name, err)
 			}
 		}
 		// An unreadable record counts as confirmed.
 		f.kill()
-		f.write("state/apply.json", "{")
+		f.write("keep/apply.json", "{")
 		f.start()
 		f.expect(f.uciCommit, `{"config":"network"}`, "")
 	})

@@ -16,6 +16,7 @@ import (
 	"weft/init/bus"
 	"weft/init/crypt"
 	"weft/init/uci"
+	"weft/init/uci/pending"
 )
 
 const (
@@ -24,6 +25,9 @@ const (
 	// defaultTimeout of a session without use, in seconds.
 	defaultTimeout = 300
 	maxSessions    = 512
+	// maxOfUser bounds the sessions of one login: the one used longest ago makes
+	// place for a new one, so that whoever has a password cannot lock others out.
+	maxOfUser = 32
 	// maxData bounds what set may keep in one session, in bytes of JSON.
 	maxData = 64 << 10
 )
@@ -37,6 +41,7 @@ type session struct {
 	grants  map[string][]grant
 	data    map[string]any
 	expires time.Time
+	used    time.Time
 	timer   *time.Timer
 }
 
@@ -108,7 +113,8 @@ func (s *server) find(sid string) *session {
 	ses := s.sessions[sid]
 	if ses != nil && ses.timeout > 0 {
 		d := time.Duration(ses.timeout) * time.Second
-		ses.expires = time.Now().Add(d)
+		ses.used = time.Now()
+		ses.expires = ses.used.Add(d)
 		ses.timer.Reset(d)
 	}
 	return ses
@@ -198,7 +204,7 @@ func (s *server) keep(ses *session) {
 		err = os.MkdirAll(filepath.Join(s.stateDir, "sessions"), 0o700)
 	}
 	if err == nil {
-		err = replaceFile(s.sessionFile(ses.id), b, 0o600)
+		err = pending.ReplaceFile(s.sessionFile(ses.id), b, 0o600)
 	}
 	if err != nil {
 		s.log.Error("session will not outlive a restart", "error", err)
@@ -563,6 +569,7 @@ func (s *server) sessionLogin(_ context.Context, args bus.Table, reply func(any)
 	s.mu.Lock()
 	ses := s.pendingSession(*a.Username)
 	if ses == nil {
+		s.makePlace(*a.Username)
 		if ses, err = s.createSession(a.Timeout); err != nil {
 			s.mu.Unlock()
 			return err
@@ -575,6 +582,28 @@ func (s *server) sessionLogin(_ context.Context, args bus.Table, reply func(any)
 	s.mu.Unlock()
 	s.log.Info("login", "user", *a.Username)
 	return reply(out)
+}
+
+// makePlace drops the oldest session of a user that has as many as it may.
+func (s *server) makePlace(user string) {
+	var oldest *session
+	n := 0
+	for _, ses := range s.sessions {
+		if ses.data["username"] != user || ses.timeout == 0 {
+			continue
+		}
+		n++
+		if s.pending != nil && s.pending.SID == ses.id {
+			continue
+		}
+		if oldest == nil || ses.used.Before(oldest.used) {
+			oldest = ses
+		}
+	}
+	if n >= maxOfUser && oldest != nil {
+		s.log.Info("too many sessions of a user, the one used longest ago ends", "user", user)
+		s.drop(oldest)
+	}
 }
 
 // pendingSession is the session of user that has an apply to confirm.

@@ -99,7 +99,9 @@ func TestBruteForce(t *testing.T) {
 // give their places back.
 func TestFlood(t *testing.T) {
 	f := newFixture(t)
+	f.mu.Lock()
 	f.grace = 2 * time.Second
+	f.mu.Unlock()
 	var open []net.Conn
 	for range 3 * maxUnknownPer {
 		c, err := net.Dial("tcp", f.addr())

@@ -1,4 +1,4 @@
-//go:build !initramfs && !rescue
+//go:build !initramfs
 
 package main
 
@@ -24,6 +24,7 @@ import (
 	"weft/services/logd"
 	"weft/services/mptcpproxy"
 	"weft/services/network"
+	"weft/services/ntpd"
 	"weft/services/rpcd"
 	"weft/services/sshd"
 	"weft/services/ubusd"
@@ -39,6 +40,7 @@ var applets = append([]applet{
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},
 	{"/usr/libexec/weft/mptcpproxy", unit.Main(mptcpproxy.Run), plain},
 	{"/usr/libexec/weft/network", unit.Main(network.Run), plain},
+	{"/usr/libexec/weft/ntpd", unit.Main(ntpd.Run), plain},
 	{"/usr/libexec/weft/rpcd", unit.Main(rpcd.Run), plain},
 	{"/usr/libexec/weft/sshd", unit.Main(sshd.Run), plain},
 	{"/usr/libexec/weft/sshd-connection", sshd.Connection, plain},

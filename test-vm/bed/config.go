@@ -14,6 +14,8 @@ import (
 
 // uciFiles are the UCI packages that a node's configuration folder holds, by name: network as the links of the topology
 // have it, and what the node's own settings make. A package that the settings name is written from scratch, but for network.
+// A topology measures its paths, so that the firewall lets everything through and nobody serves DHCP; the role router keeps
+// what its image has, as do nodes whose settings name these packages.
 func uciFiles(n *topology.Node) (map[string][]byte, error) {
 	network, err := uci.Parse("network", strings.NewReader(""), true)
 	if err != nil {
@@ -120,6 +122,13 @@ func uciFiles(n *topology.Node) (map[string][]byte, error) {
 		}
 	}
 	files := map[string][]byte{}
+	if n.Role != "router" {
+		for name, text := range transparent {
+			if packages[name] == nil {
+				files[name] = []byte(text)
+			}
+		}
+	}
 	for name, p := range packages {
 		var b bytes.Buffer
 		if _, err := p.WriteTo(&b); err != nil {
@@ -128,6 +137,12 @@ func uciFiles(n *topology.Node) (map[string][]byte, error) {
 		files[name] = b.Bytes()
 	}
 	return files, nil
+}
+
+// transparent are packages of a node that passes everything on and gives no addresses away.
+var transparent = map[string]string{
+	"dhcp":     "config dhcp 'lan'\n\toption interface 'lan'\n\toption ignore '1'\n",
+	"firewall": "config defaults\n\toption input 'ACCEPT'\n\toption output 'ACCEPT'\n\toption forward 'ACCEPT'\n",
 }
 
 // sysctls are the kernel settings of a node: what its kind asks for, then its own.

@@ -62,6 +62,7 @@ func TestUCIFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
+		"firewall": "config defaults\n\toption input 'ACCEPT'\n\toption output 'ACCEPT'\n\toption forward 'ACCEPT'\n",
 		"network": `
 config interface 'loopback'
 	option device 'lo'

@@ -63,6 +63,7 @@ type Store struct {
 	dirty  bool
 	wait   []func(error)
 	wake   chan struct{}
+	busy   bool // a write is under way
 	closed bool
 	gen    uint64
 
@@ -457,7 +458,7 @@ func (s *Store) Prune(now time.Time) (v4 []*V4, v6 []*V6) {
 // changed.
 func (s *Store) Commit(done func(error)) {
 	s.mu.Lock()
-	if !s.dirty && len(s.wait) == 0 || s.closed {
+	if !s.dirty && len(s.wait) == 0 && !s.busy || s.closed {
 		s.mu.Unlock()
 		if done != nil {
 			done(nil)
@@ -494,7 +495,7 @@ func (s *Store) Run(stop <-chan struct{}) {
 func (s *Store) flush() {
 	s.mu.Lock()
 	wait, dirty := s.wait, s.dirty
-	s.wait, s.dirty = nil, false
+	s.wait, s.dirty, s.busy = nil, false, true
 	var text []byte
 	if dirty {
 		text = s.text()
@@ -512,6 +513,9 @@ func (s *Store) flush() {
 	for _, f := range wait {
 		f(err)
 	}
+	s.mu.Lock()
+	s.busy = false
+	s.mu.Unlock()
 }
 
 // Move lets the file be elsewhere from now on.

@@ -18,6 +18,7 @@ import (
 	"weft/init/pid1"
 	"weft/init/supervise/process"
 	"weft/init/unit"
+	"weft/services/crond"
 	"weft/services/dhcp"
 	"weft/services/firewall"
 	"weft/services/healthgate"
@@ -36,6 +37,7 @@ var applets = append([]applet{
 	// services
 	{"/usr/libexec/weft/dhcp", unit.Main(dhcp.Run), plain},
 	{"/usr/libexec/weft/healthgate", unit.Main(healthgate.Run), plain},
+	{"/usr/libexec/weft/crond", unit.Main(crond.Run), plain},
 	{"/usr/libexec/weft/firewall", unit.Main(firewall.Run), plain},
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},
 	{"/usr/libexec/weft/mptcpproxy", unit.Main(mptcpproxy.Run), plain},
@@ -66,6 +68,7 @@ var applets = append([]applet{
 	{"/sbin/poweroff", servicecli.Poweroff, device},
 	{"/sbin/reboot", servicecli.Reboot, device},
 	// configuration, bus, log
+	{"/usr/bin/crontab", crond.Crontab, plain},
 	{"/sbin/uci", ucicli.UCI, plain},
 	{"/bin/ubus", ubuscli.Ubus, plain},
 	{"/sbin/reload_config", ubuscli.ReloadConfig, device},

@@ -141,14 +141,25 @@ func (g *gate) left(now time.Time) time.Duration {
 	return max(0, g.deadline.Sub(now))
 }
 
+// maxTold is how many problems are told in one line.
+const maxTold = 3
+
 // reason is what is told when the slot is given up.
 func (g *gate) reason() problem {
 	if len(g.problems) == 0 {
 		return problem{}
 	}
 	p := g.problems[0]
-	if n := len(g.problems) - 1; n > 0 {
-		p.detail += fmt.Sprintf("; and %d more", n)
+	for i, more := range g.problems[1:] {
+		if i == maxTold-1 {
+			p.detail += fmt.Sprintf("; and %d more", len(g.problems)-maxTold)
+			break
+		}
+		if more.check == p.check {
+			p.detail += "; " + more.detail
+		} else {
+			p.detail += "; " + more.String()
+		}
 	}
 	return p
 }

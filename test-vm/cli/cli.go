@@ -33,7 +33,7 @@ them, or of network namespaces, with faults on a timeline and checks.`,
 	root.SetErr(stderr)
 	root.AddCommand(p.bootCommand(), p.execCommand(), p.benchCommand(),
 		p.runCommand(), p.listCommand(), p.graphCommand(), p.shellCommand(), bench.Command(), bench.SoakCommand(),
-		p.powerCommand())
+		p.powerCommand(), p.benchUpgradeCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	err := root.ExecuteContext(ctx)
 	var usage usageError

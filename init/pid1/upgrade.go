@@ -23,8 +23,8 @@ const validator = "/usr/libexec/validate_firmware_image"
 // upgradeUnit is the service that carries an upgrade out.
 const upgradeUnit = "sysupgrade"
 
-// upgradeMethods are the two methods of `system` for upgrades (openwrt/procd
-// system.c; compatibility facts, section 5).
+// upgradeMethods are the methods of `system` for upgrades (openwrt/procd
+// system.c; compatibility facts, section 5); upgrade_status is ours.
 func (p *pid1) upgradeMethods() []bus.Method {
 	arg := func(name string, t bus.Type) bus.Arg { return bus.Arg{Name: name, Type: t} }
 	return []bus.Method{
@@ -33,6 +33,18 @@ func (p *pid1) upgradeMethods() []bus.Method {
 			arg("path", bus.TypeString), arg("force", bus.TypeBool), arg("backup", bus.TypeString), arg("prefix", bus.TypeString),
 			arg("command", bus.TypeString), arg("options", bus.TypeTable), arg("ignore_minor", bus.TypeBool), arg("no_reboot", bus.TypeBool), arg("delete", bus.TypeBool),
 		}, Handle: p.sysupgrade},
+		{Name: "upgrade_status", Handle: func(ctx context.Context, r *bus.Request) error {
+			text, err := p.ask(ctx, "/sbin/sysupgrade", "--status", "--json")
+			if err != nil {
+				p.log.Warn("the state of the slots cannot be read", "error", err)
+				return bus.StatusUnknownError
+			}
+			t, err := bus.ParseJSON(string(text))
+			if err != nil {
+				return bus.StatusUnknownError
+			}
+			return r.Reply(t)
+		}},
 	}
 }
 
@@ -60,6 +72,15 @@ func (p *pid1) validateImage(ctx context.Context, r *bus.Request) error {
 
 // judge runs the validator and returns what it printed.
 func (p *pid1) judge(ctx context.Context, args ...string) ([]byte, error) {
+	text, err := p.ask(ctx, validator, args...)
+	if err == nil && len(text) == 0 {
+		err = errors.New("there is no answer: the image cannot be read")
+	}
+	return text, err
+}
+
+// ask runs a program and returns what it printed, without the last line break.
+func (p *pid1) ask(ctx context.Context, program string, args ...string) ([]byte, error) {
 	out, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -72,13 +93,13 @@ func (p *pid1) judge(ctx context.Context, args ...string) ([]byte, error) {
 	}
 	defer null.Close()
 	ended := make(chan struct{})
-	pid, err := p.reaper.Start(validator, append([]string{validator}, args...), &syscall.ProcAttr{
+	pid, err := p.reaper.Start(program, append([]string{program}, args...), &syscall.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/sbin:/sbin:/usr/bin:/bin"}, Files: []uintptr{null.Fd(), w.Fd(), null.Fd()},
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	}, nil, func(int, syscall.WaitStatus) { close(ended) })
 	w.Close()
 	if err != nil {
-		return nil, fmt.Errorf("run %s: %w", validator, err)
+		return nil, fmt.Errorf("run %s: %w", program, err)
 	}
 	stop := context.AfterFunc(ctx, func() { p.reaper.Signal(pid, syscall.SIGKILL) })
 	defer stop()
@@ -87,11 +108,7 @@ func (p *pid1) judge(ctx context.Context, args ...string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	text = bytes.TrimSpace(text)
-	if len(text) == 0 {
-		return nil, errors.New("it gave no answer: the image cannot be read")
-	}
-	return text, nil
+	return bytes.TrimSpace(text), nil
 }
 
 // sysupgrade judges the image once more, whatever the caller says it found, and

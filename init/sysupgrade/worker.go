@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weft/init/bus"
 	"weft/init/slot"
 )
@@ -122,8 +124,15 @@ func Work(ctx context.Context, dir string, say func(format string, args ...any),
 			_ = replace(filepath.Join(dir, statusFile), text)
 		}
 	}
-	err = Do(ctx, &req, p)
-	p.Finish(err, err == nil && !req.NoReboot)
+	replaced, err := Do(ctx, &req, p)
+	p.Finish(err, err == nil && !req.NoReboot || replaced)
+	if replaced {
+		// What runs is no longer on the disk: nothing must be read from it or
+		// written to it any more, so there is no orderly way down.
+		say("the disk holds another system now: restarting at once")
+		time.Sleep(2 * time.Second) // whoever watches sees it
+		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
 	if err != nil {
 		return err
 	}
@@ -151,41 +160,43 @@ func lockWithin(ctx context.Context, dir string, wait time.Duration) (func(), er
 	}
 }
 
-// Do carries out a request on the running system, but for the restart.
-func Do(ctx context.Context, req *Request, p *Progress) error {
+// Do carries out a request on the running system, but for the restart. replaced
+// says that a stock image took the place of the running system: whatever the
+// error, the device must be restarted at once, without an orderly shutdown.
+func Do(ctx context.Context, req *Request, p *Progress) (replaced bool, err error) {
 	disk, err := unique()
 	oneSlot := errors.Is(err, slot.ErrOneSlot)
 	if err != nil && !oneSlot {
-		return err
+		return false, err
 	}
 	dev, _, err := ThisDevice()
 	if err != nil && !errors.Is(err, slot.ErrOneSlot) {
-		return err
+		return false, err
 	}
 	running, err := slot.Running()
 	if err != nil {
-		return err
+		return false, err
 	}
 	keep := Keep{Config: req.Backup != "", IgnoreMinor: req.IgnoreMinor}
 	o := Options{Force: req.Force, Keep: keep}
 	if req.Backup != "" {
 		f, err := os.Open(req.Backup)
 		if err != nil {
-			return fmt.Errorf("read the settings: %w", err)
+			return false, fmt.Errorf("read the settings: %w", err)
 		}
 		defer f.Close()
 		if err := CheckBackup(f); err != nil {
-			return fmt.Errorf("read the settings: %w", err)
+			return false, fmt.Errorf("read the settings: %w", err)
 		}
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return fmt.Errorf("read the settings: %w", err)
+			return false, fmt.Errorf("read the settings: %w", err)
 		}
 		o.Config = f
 	}
 	p.step(StepCheck)
 	src, err := Open(ctx, req.Path, p)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer src.Close()
 	if f, ok := src.(*File); ok && req.Delete {
@@ -193,42 +204,51 @@ func Do(ctx context.Context, req *Request, p *Progress) error {
 	}
 	head, err := ReadHead(ctx, src)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRefused, err)
+		return false, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
-	if head.Kind != KindWeft || oneSlot || req.CurrentSlot() || !req.SavePartitions() {
-		return fmt.Errorf("%w: %s", ErrRefused, notHere(head, oneSlot, req))
+	if head.Kind == KindStock && !req.CurrentSlot() {
+		src.Close()
+		var config []byte
+		if o.Config != nil {
+			if config, err = io.ReadAll(o.Config); err != nil {
+				return false, fmt.Errorf("read the settings: %w", err)
+			}
+		}
+		err := stock(ctx, req, dev, disk, config, p)
+		return err == nil || errors.Is(err, ErrSettings), err
+	}
+	if oneSlot || req.CurrentSlot() || !req.SavePartitions() {
+		return false, fmt.Errorf("%w: %s", ErrRefused, notHere(oneSlot, req))
 	}
 	to := running.Other()
 	node := disk.Root(to)
 	root, err := OpenNode(node.Path)
 	if err != nil {
-		return fmt.Errorf("open the root partition of slot %s: %w", to, err)
+		return false, fmt.Errorf("open the root partition of slot %s: %w", to, err)
 	}
 	defer root.Close()
 	o.Before = before(ctx, p)
 	t := &Target{Slot: to, Root: root, RootSize: int64(node.Bytes), Data: DataDir, Boot: slot.MountBoot}
 	if err := mounted(DataDir); err != nil {
-		return err
+		return false, err
 	}
 	r, err := Upgrade(ctx, src, dev, t, o, p)
 	if err == nil && r.Version != "" {
 		p.note("%s is in slot %s and starts with the next boot", r.Version, to)
 	}
-	return err
+	return false, err
 }
 
 // notHere says why an image cannot be written while this system runs from two
 // slots.
-func notHere(h *Head, oneSlot bool, req *Request) string {
+func notHere(oneSlot bool, req *Request) string {
 	switch {
-	case oneSlot && h.Kind == KindWeft:
+	case oneSlot:
 		return "this disk has room for one system only: write the image to the disk from another system, the settings come back from a backup"
 	case req.CurrentSlot():
 		return "-s: the running slot cannot be overwritten while it runs; without -s the other slot is written"
-	case !req.SavePartitions():
-		return "-p: a new partition table would take the data partition and the other slot with it; without -p they stay"
 	}
-	return "it is no image with two slots"
+	return "-p: a new partition table would take the data partition and the other slot with it; without -p they stay"
 }
 
 // before asks what the network is like; without an answer the new system is not

@@ -516,6 +516,30 @@ type slots struct {
 	Notes     []string           `json:"notes,omitempty"`
 	Upgrade   *sysupgrade.Status `json:"upgrade,omitempty"`
 	Version   string             `json:"version"`
+	Gate      *gate              `json:"gate,omitempty"`
+}
+
+// gate is what the health gate says of the running trial.
+type gate struct {
+	State    string  `json:"state"`
+	Left     float64 `json:"left"` // seconds
+	Problems []struct {
+		Check  string `json:"check"`
+		Detail string `json:"detail"`
+	} `json:"problems,omitempty"`
+}
+
+// callGate calls a method of the health gate, which is on the bus during a trial
+// alone.
+func callGate(ctx context.Context, method string) (bus.Table, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	client, err := bus.Dial(ctx, bus.DefaultSocket)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return client.Call(ctx, "healthgate", method, nil)
 }
 
 type failure struct {
@@ -561,6 +585,14 @@ func (m *command) status(ctx context.Context) error {
 	if u, ok := sysupgrade.ReadStatus(sysupgrade.RunDir); ok {
 		s.Upgrade = &u
 	}
+	if s.Trial == s.Running {
+		if reply, err := callGate(ctx, "status"); err == nil {
+			g := &gate{}
+			if reply.Decode(g) == nil && g.State != "" {
+				s.Gate = g
+			}
+		}
+	}
 	if m.o.Has('J') {
 		text, err := json.Marshal(s)
 		if err != nil {
@@ -585,6 +617,12 @@ func (s *slots) print(w io.Writer) {
 		line("on trial", "slot %s starts with the next boot, %d tries", s.Trial, s.TriesLeft)
 	default:
 		line("on trial", "nothing")
+	}
+	if g := s.Gate; g != nil {
+		line("health gate", "%s, %.0f s left", g.State, g.Left)
+		for _, p := range g.Problems {
+			line("", "%s: %s", p.Check, p.Detail)
+		}
 	}
 	line("preferred", "slot %s", s.Preferred)
 	other := s.Running.Other()
@@ -647,15 +685,18 @@ func (m *command) confirm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = boot(ctx, func(dir string) error {
-		s, err := slot.Open(dir)
+	if _, err := callGate(ctx, "confirm"); err != nil {
+		// No gate watches: the state is ours to write.
+		err = boot(ctx, func(dir string) error {
+			s, err := slot.Open(dir)
+			if err != nil {
+				return err
+			}
+			return s.Confirm(running)
+		})
 		if err != nil {
 			return err
 		}
-		return s.Confirm(running)
-	})
-	if err != nil {
-		return err
 	}
 	m.say(1, "Slot %s is confirmed", running)
 	return nil

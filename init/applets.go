@@ -29,6 +29,7 @@ import (
 	"weft/services/rpcd"
 	"weft/services/sshd"
 	"weft/services/ubusd"
+	"weft/services/uhttpd"
 )
 
 // applets is the one table of the device binary. applets.txt, from which the
@@ -47,6 +48,7 @@ var applets = append([]applet{
 	{"/usr/libexec/weft/sshd", unit.Main(sshd.Run), plain},
 	{"/usr/libexec/weft/sshd-connection", sshd.Connection, plain},
 	{"/usr/libexec/weft/ubusd", unit.Main(ubusd.Run), plain},
+	{"/usr/libexec/weft/uhttpd", unit.Main(uhttpd.Run), plain},
 	// far sides of copies over SSH
 	{"/usr/bin/scp", sshd.SCP, device},
 	{"/usr/libexec/sftp-server", sshd.SFTP, device},

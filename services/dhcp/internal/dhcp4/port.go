@@ -28,7 +28,6 @@ type Port struct {
 	server *Server
 	conn   *net.UDPConn
 	raw    int // AF_PACKET, for sending alone
-	done   chan struct{}
 
 	mu     sync.Mutex
 	probes map[netip.Addr]*probe

@@ -705,7 +705,14 @@ func FuzzUpstream(f *testing.F) {
 				t.Errorf("question %v", a.Question)
 			}
 			for _, r := range a.Answer {
-				if x, ok := r.(*dns.A); ok && privateAddr(netip.AddrFrom4([4]byte(x.A.To4()))) {
+				var ip net.IP // nil for a record without data
+				switch r := r.(type) {
+				case *dns.A:
+					ip = r.A
+				case *dns.AAAA:
+					ip = r.AAAA
+				}
+				if a, ok := netip.AddrFromSlice(ip); ok && privateAddr(a) {
 					t.Errorf("a private address went through: %v", r)
 				}
 			}

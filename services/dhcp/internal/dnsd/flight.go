@@ -215,6 +215,11 @@ func (r *Resolver) store(s *settings, key string, gen uint64, m *dns.Msg) (*entr
 	if err != nil {
 		return nil, err
 	}
+	// Records without data come in and cannot be written well: nobody shall get
+	// from us what cannot be read.
+	if err := new(dns.Msg).Unpack(wire); err != nil {
+		return nil, err
+	}
 	ttls, err := ttlOffsets(wire)
 	if err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ type page struct {
 	busy   string // is there while an image is written: stage 1 does not start again then
 	write  func(ctx context.Context, image string, o options) (slot.ID, []string, error)
 	reboot func() error
+	later  func(func()) // runs what is to happen when the answer has arrived
 
 	mu   sync.Mutex // held while an image is written
 	slow sync.Mutex // one password at a time: checking one is meant to be slow
@@ -48,7 +49,7 @@ type options struct {
 }
 
 func newPage(d *device, hash string, say func(string, ...any)) *page {
-	p := &page{dev: d, hash: hash, say: say, spool: "/tmp", busy: Busy, reboot: reboot}
+	p := &page{dev: d, hash: hash, say: say, spool: "/tmp", busy: Busy, reboot: reboot, later: func(f func()) { time.AfterFunc(time.Second, f) }}
 	p.write = p.install
 	return p
 }
@@ -202,7 +203,7 @@ func (p *page) upload(w http.ResponseWriter, r *http.Request) {
 	if f, ok := w.(http.Flusher); ok {
 		f.Flush()
 	}
-	time.AfterFunc(time.Second, func() { // the answer is to arrive
+	p.later(func() {
 		if err := p.reboot(); err != nil {
 			p.say("page: restart: %v", err)
 		}

@@ -368,6 +368,7 @@ type check struct {
 	File     string        `json:"file"`
 	Size     int64         `json:"size"`
 	Image    int64         `json:"image_size"`
+	Content  *content      `json:"content,omitempty"`
 	SHA256   string        `json:"sha256"`
 	Chunks   []chunkReport `json:"trailers"`
 	Metadata any           `json:"metadata,omitempty"`
@@ -391,6 +392,8 @@ type signer struct {
 	Root  string `json:"root,omitempty"`  // known key that vouches for it
 	Chain int    `json:"chain"`           // elements
 	Fault string `json:"fault,omitempty"` // why it does not count
+
+	Certificates []string `json:"certificates,omitempty"` // in words
 }
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -451,6 +454,9 @@ func verifyFile(file, keys string, required int) (*check, error) {
 		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	rep.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	if rep.Content, err = readContent(io.NewSectionReader(f, 0, scan.ImageSize)); err != nil {
+		fault("%v", err)
+	}
 	for _, c := range scan.Chunks {
 		rep.Chunks = append(rep.Chunks, chunkReport{c.Kind.String(), c.Offset, c.Size, fmt.Sprintf("%08x", c.CRC)})
 	}
@@ -471,7 +477,7 @@ func verifyFile(file, keys string, required int) (*check, error) {
 			fault("signature at byte %d: %v", c.Offset, err)
 			continue
 		}
-		rep.Signers = append(rep.Signers, signer{Key: chain[len(chain)-1].Signature.Fingerprint.String(), Chain: len(chain)})
+		rep.Signers = append(rep.Signers, signer{Key: chain[len(chain)-1].Signature.Fingerprint.String(), Chain: len(chain), Certificates: chainWords(chain)})
 	}
 	switch {
 	case keys != "":
@@ -483,6 +489,9 @@ func verifyFile(file, keys string, required int) (*check, error) {
 		rep.Signers = nil
 		for _, s := range signers {
 			one := signer{Key: s.Signed.String()}
+			if chain, err := ucert.Parse(scan.Chunks[s.Chunk].Payload); err == nil {
+				one.Chain, one.Certificates = len(chain), chainWords(chain)
+			}
 			if s.Err != nil {
 				one.Fault = s.Err.Error()
 			} else {
@@ -509,6 +518,9 @@ func (c *check) write(w io.Writer) error {
 	}
 	line("file", "%s, %s, sha256 %s", c.File, size(c.Size), c.SHA256)
 	line("image", "%d bytes before the trailers", c.Image)
+	if c.Content != nil {
+		c.Content.write(line)
+	}
 	for _, t := range c.Chunks {
 		line("trailer", "%s at byte %d, %d bytes with its header and trailer, CRC %s", t.Kind, t.Offset, t.Size, t.CRC)
 	}
@@ -532,6 +544,9 @@ func (c *check) write(w io.Writer) error {
 			what += ": good, certified by " + s.Root
 		}
 		line(fmt.Sprintf("signature %d", n+1), "%s", what)
+		for _, words := range s.Certificates {
+			line("certificate", "%s", words)
+		}
 	}
 	for _, n := range c.Notes {
 		line("note", "%s", n)

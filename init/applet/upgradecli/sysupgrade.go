@@ -63,6 +63,11 @@ func Sysupgrade(ctx context.Context, c *unit.Call) int {
 	if len(c.Args) == 2 && c.Args[1] == workArg {
 		return work(ctx, c)
 	}
+	return sysupgradeAt(ctx, c, "/")
+}
+
+// sysupgradeAt works on the settings below root.
+func sysupgradeAt(ctx context.Context, c *unit.Call, root string) int {
 	o, code := options.Parse(c, spec, usage)
 	switch {
 	case code == 0:
@@ -73,7 +78,7 @@ func Sysupgrade(ctx context.Context, c *unit.Call) int {
 		fmt.Fprintf(c.Stdout, "Usage: sysupgrade %s\n", usage)
 		return 0
 	}
-	cmd := &command{c: c, o: o, verbose: 1 + o.Count('v') - o.Count('q')}
+	cmd := &command{c: c, o: o, root: root, verbose: 1 + o.Count('v') - o.Count('q')}
 	if err := cmd.run(ctx); err != nil {
 		if !errors.Is(err, errSaid) {
 			fmt.Fprintf(c.Stderr, "sysupgrade: %v\n", err)
@@ -90,7 +95,9 @@ var errSaid = errors.New("failed")
 type command struct {
 	c       *unit.Call
 	o       *options.Set
+	root    string // of the settings
 	verbose int
+	answers *bufio.Reader // standard input, for questions
 }
 
 func (m *command) say(level int, format string, args ...any) {
@@ -116,13 +123,15 @@ func (m *command) run(ctx context.Context) error {
 		fmt.Fprintf(m.c.Stdout, "Usage: sysupgrade %s\n", usage)
 		return errSaid
 	case len(o.Args) > 1:
-		return fmt.Errorf("one image at a time: %s is too many", o.Args[1])
+		return fmt.Errorf("one image at a time: %q is too many", o.Args[1])
+	case o.Has('i') && len(o.Args) == 1 && o.Args[0] == "-":
+		return errors.New("-i asks on standard input, and the image comes from there: give it as a file")
 	case o.Has('P'):
 		return errors.New("-P: there is no provisioning volume here: settings for a new device go into the image (FILES=)")
 	case o.Has('n') && (o.Has('f') || o.Has('c') || o.Has('o')):
 		return errors.New("-n keeps no settings: it does not go with -f, -c or -o")
 	}
-	b := &sysupgrade.Backup{ChangedEtc: o.Has('c'), ChangedAll: o.Has('o'), SkipSame: o.Has('u'), Packages: o.Has('k'), Exclude: o.Values('x')}
+	b := &sysupgrade.Backup{Root: m.root, ChangedEtc: o.Has('c'), ChangedAll: o.Has('o'), SkipSame: o.Has('u'), Packages: o.Has('k'), Exclude: o.Values('x')}
 	switch {
 	case o.Has('l'):
 		return m.list(b)
@@ -463,7 +472,10 @@ func (m *command) ask(question string, def bool) bool {
 		hint = "(Y/n)"
 	}
 	fmt.Fprintf(m.c.Stderr, "%s %s: ", question, hint)
-	line, _ := bufio.NewReader(io.LimitReader(m.c.Stdin, 100)).ReadString('\n')
+	if m.answers == nil {
+		m.answers = bufio.NewReader(m.c.Stdin)
+	}
+	line, _ := m.answers.ReadString('\n')
 	switch strings.ToLower(strings.TrimSpace(line)) {
 	case "y", "yes":
 		return true

@@ -232,7 +232,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
 // exchange asks one server, by UDP from a port of its own, and by TCP if the
 // answer does not fit.
 func (u *upstreams) exchange(ctx context.Context, server netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
-	start := time.Now()
+	start, patience := time.Now(), u.hedge(server)
 	m, err := exchangeUDP(ctx, server, q)
 	if err == nil && m.Truncated {
 		var t *dns.Msg
@@ -243,8 +243,9 @@ func (u *upstreams) exchange(ctx context.Context, server netip.AddrPort, q *dns.
 		}
 	}
 	// A question that somebody else has answered in the meantime tells
-	// nothing about this server, unless it had its time.
-	if err == nil || ctx.Err() == nil || time.Since(start) > maxHedge {
+	// nothing about this server, unless it had its time: then it is what the
+	// answer had to wait for.
+	if err == nil || ctx.Err() == nil || time.Since(start) >= patience {
 		u.note(server, time.Since(start), err == nil)
 	}
 	return m, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,7 +95,7 @@ func (s *source) input(ctx context.Context) (Input, error) {
 	in := Input{
 		Local: time.Local, Now: time.Now(), Read: os.ReadFile,
 		Devices: func(name string) bool {
-			_, err := os.Stat("/sys/class/net/" + name)
+			_, err := net.InterfaceByName(name) // /sys may be that of another namespace
 			return err == nil
 		},
 		Files: func(pattern string) []string {

@@ -33,6 +33,8 @@ type kernel struct {
 	tables map[int]bool
 	// ours are the addresses given to a link by this process.
 	ours map[int][]netip.Prefix
+	// asked are the settings that bridges were given.
+	asked map[int]map[rtnl.BridgeOption]uint64
 }
 
 // claim is a link under management. A link of the same name with another index
@@ -52,7 +54,7 @@ func newKernel(log *slog.Logger) (*kernel, error) {
 		h.Close()
 		return nil, err
 	}
-	return &kernel{h: h, rt: rt, log: log, claimed: map[string]claim{}, ours: map[int][]netip.Prefix{}, tables: map[int]bool{unix.RT_TABLE_MAIN: true}}, nil
+	return &kernel{h: h, rt: rt, log: log, claimed: map[string]claim{}, ours: map[int][]netip.Prefix{}, asked: map[int]map[rtnl.BridgeOption]uint64{}, tables: map[int]bool{unix.RT_TABLE_MAIN: true}}, nil
 }
 
 func (k *kernel) close() {

@@ -160,6 +160,7 @@ func (k *kernel) shape(ls links, plans map[string]*plan) (changed bool, errs map
 		}
 		delete(k.claimed, name)
 		delete(k.ours, c.index)
+		delete(k.asked, c.index)
 	}
 	for _, name := range sortedKeys(ls) {
 		l := ls[name]
@@ -298,7 +299,17 @@ func (k *kernel) bridge(l netlink.Link, d *Device, try func(name, what string, e
 		if now, ok := have[o]; ok && now == v || !ok && !must {
 			return // a kernel that lacks it has not got it on either
 		}
-		try(l.Attrs().Name, fmt.Sprintf("make setting %d of bridge", o), k.rt.SetBridge(l.Attrs().Index, o, v))
+		asked := k.asked[l.Attrs().Index]
+		if asked == nil {
+			asked = map[rtnl.BridgeOption]uint64{}
+			k.asked[l.Attrs().Index] = asked
+		}
+		if was, ok := asked[o]; ok && was == v {
+			return // the kernel has rounded it
+		}
+		if try(l.Attrs().Name, fmt.Sprintf("make setting %d of bridge", o), k.rt.SetBridge(l.Attrs().Index, o, v)) {
+			asked[o] = v
+		}
 	}
 	filtering := len(d.VLANs) > 0
 	if filtering {

@@ -430,3 +430,39 @@ func (l *lab) poll(what string, cond func() bool) {
 		}
 	}
 }
+
+// TestFailureIsNoLoop: what cannot be done is tried again now and then, also if
+// the try itself makes news of links.
+func TestFailureIsNoLoop(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	l := newLab(t)
+	l.veth("eth0", "far0")
+	on := true
+	switch err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: named("probe"), VlanFiltering: &on}); {
+	case err == nil:
+		t.Skip("this kernel can do all that is asked for")
+	case !errors.Is(err, unix.EOPNOTSUPP):
+		t.Fatal(err)
+	}
+	l.config(loopbackConfig + "config device\n\toption name br-lan\n\toption type bridge\n\tlist ports eth0\nconfig bridge-vlan\n\toption device br-lan\n\toption vlan 10\n\tlist ports eth0\n" +
+		"config interface lan\n\toption device br-lan\n\toption proto static\n\tlist ipaddr 192.168.1.1/24\n")
+	l.start()
+	l.poll("the log names the fault", func() bool { return strings.Contains(l.log.String(), "not everything is as configured") })
+	// A machine of any speed makes far more than this of a loop.
+	const few = 300
+	n := 0
+	for over := time.After(failPause + time.Second); ; {
+		select {
+		case <-l.news:
+			n++
+			continue
+		case <-over:
+		}
+		break
+	}
+	if n > few {
+		t.Errorf("%d changes in the kernel while nothing happened", n)
+	}
+}

@@ -137,8 +137,12 @@ func (m *manager) do(ctx context.Context, f func()) error {
 // while the system starts.
 const settle = 2 * time.Second
 
-// retryAfter is the time until what failed is tried again.
-const retryAfter = 5 * time.Second
+// retryAfter is the time until what failed is tried again, failPause the time
+// for which changes of links are no reason to do so sooner.
+const (
+	retryAfter = 5 * time.Second
+	failPause  = 2 * time.Second
+)
 
 // loop runs until ctx ends, then takes the interfaces down.
 // announced is closed when the interfaces are on the bus.
@@ -163,25 +167,35 @@ func (m *manager) loop(ctx context.Context, reload, announced <-chan struct{}, r
 		if announced == nil && m.settled() {
 			start()
 		}
-		select {
-		case <-ctx.Done():
-			m.shutdown()
-			return
-		case <-m.dirty:
-		case <-m.retry.C:
-		case <-m.expiry.C:
-		case <-announced:
-			announced = nil
-		case <-grace.C:
-			start()
-		case f := <-m.calls:
-			f()
-		case <-reload:
-			reloading()
-			m.load()
-			m.reconcile(ctx)
-			if started {
-				ready()
+		dirty, calm := (<-chan struct{})(m.dirty), (<-chan time.Time)(nil)
+		if len(m.failures) > 0 {
+			// What fails may be news of links itself, and go on for ever.
+			dirty, calm = nil, time.After(failPause)
+		}
+		for waiting := true; waiting; {
+			waiting = false
+			select {
+			case <-ctx.Done():
+				m.shutdown()
+				return
+			case <-calm:
+				dirty, waiting = m.dirty, true
+			case <-dirty:
+			case <-m.retry.C:
+			case <-m.expiry.C:
+			case <-announced:
+				announced = nil
+			case <-grace.C:
+				start()
+			case f := <-m.calls:
+				f()
+			case <-reload:
+				reloading()
+				m.load()
+				m.reconcile(ctx)
+				if started {
+					ready()
+				}
 			}
 		}
 	}

@@ -118,7 +118,9 @@ func TestDelegation(t *testing.T) {
 	const ula = "fd12:3456:789a::1/60"
 	lan := func(prefix string) {
 		t.Helper()
-		l.until("lan has its part of "+prefix, func() bool { return slices.Equal(strings.Fields(l.addresses("br-lan")), strings.Fields("192.168.1.1/24 "+prefix+" "+ula)) })
+		l.until("lan has its part of "+prefix, func() bool {
+			return slices.Equal(strings.Fields(l.addresses("br-lan")), strings.Fields("192.168.1.1/24 "+prefix+" "+ula))
+		})
 	}
 	lan("2001:db8:ff00::1/60")
 	l.until("wan has its addresses", func() bool {

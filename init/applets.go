@@ -22,6 +22,7 @@ import (
 	"weft/services/dhcp"
 	"weft/services/firewall"
 	"weft/services/healthgate"
+	"weft/services/ledd"
 	"weft/services/logd"
 	"weft/services/mptcpproxy"
 	"weft/services/network"
@@ -40,6 +41,7 @@ var applets = append([]applet{
 	{"/usr/libexec/weft/healthgate", unit.Main(healthgate.Run), plain},
 	{"/usr/libexec/weft/crond", unit.Main(crond.Run), plain},
 	{"/usr/libexec/weft/firewall", unit.Main(firewall.Run), plain},
+	{"/usr/libexec/weft/ledd", unit.Main(ledd.Run), plain},
 	{"/usr/libexec/weft/logd", unit.Main(logd.Run), plain},
 	{"/usr/libexec/weft/mptcpproxy", unit.Main(mptcpproxy.Run), plain},
 	{"/usr/libexec/weft/network", unit.Main(network.Run), plain},

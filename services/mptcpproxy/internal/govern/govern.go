@@ -49,6 +49,10 @@ type Options struct {
 // perRound bounds the connections looked at in one round; more take turns.
 const perRound = 64
 
+// youngFor is how long a new connection counts as busy in any case: while its
+// subflows join, their first samples tell of paths that no flow has used yet.
+const youngFor = 10 * time.Second
+
 // Governor looks after registered connections.
 type Governor struct {
 	o    Options
@@ -70,6 +74,9 @@ type sock struct {
 	fd      int
 	peer    string
 	busy    bool
+	since   time.Time // registered
+	used    bool      // was busy with a flow
+	rest    time.Time // counts as idle from then on, zero: not foreseen
 	cc      string
 	sndbuf  int // set by us, 0 = the kernel's own
 	bulk    time.Time
@@ -189,7 +196,7 @@ func (g *Governor) Register(fd int, peer string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget(fd)
-	s := &sock{fd: fd, peer: peer, busy: true}
+	s := &sock{fd: fd, peer: peer, busy: true, since: time.Now()}
 	g.socks[fd] = s
 	g.order = append(g.order, s)
 	g.busy++
@@ -228,12 +235,21 @@ func (g *Governor) forget(fd int) {
 }
 
 // SetBusy tells whether a connection carries a flow (stream.Options.TrunkBusy).
-// Only busy ones are sampled. A new one counts as busy.
+// Only busy ones are sampled. A new one counts as busy for some seconds even
+// if it is told not to be.
 func (g *Governor) SetBusy(fd int, busy bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.socks[fd]
-	if s == nil || s.busy == busy {
+	if s == nil {
+		return
+	}
+	if s.used = s.used || busy; !s.used && time.Since(s.since) < youngFor {
+		s.rest = s.since.Add(youngFor)
+		return
+	}
+	s.rest = time.Time{}
+	if s.busy == busy {
 		return
 	}
 	s.busy = busy
@@ -287,8 +303,13 @@ func (g *Governor) round(now time.Time) {
 	}
 	order := g.order[:0]
 	for _, s := range g.order {
-		if !s.gone {
-			order = append(order, s)
+		if s.gone {
+			continue
+		}
+		order = append(order, s)
+		if s.busy && !s.rest.IsZero() && now.After(s.rest) {
+			s.busy = false
+			g.busy--
 		}
 	}
 	clear(g.order[len(order):])

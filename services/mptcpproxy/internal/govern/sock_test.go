@@ -117,8 +117,23 @@ func TestRoundSamples(t *testing.T) {
 	}
 	g.SetBusy(fd, false)
 	g.SetBusy(fd, false)
+	if g.busy != 1 {
+		t.Errorf("%d busy: a young connection is to be looked at", g.busy)
+	}
+	now = time.Now().Add(youngFor + time.Minute)
+	g.round(now)
 	if g.busy != 0 {
-		t.Errorf("%d busy", g.busy)
+		t.Errorf("%d busy, though no flow has used it", g.busy)
+	}
+	g.SetBusy(fd, true)
+	g.SetBusy(fd, true)
+	if g.busy != 1 {
+		t.Errorf("%d busy, with a flow", g.busy)
+	}
+	g.SetBusy(fd, false)
+	g.SetBusy(fd, false)
+	if g.busy != 0 {
+		t.Errorf("%d busy, after the flow", g.busy)
 	}
 	g.Unregister(fd)
 	g.round(now.Add(bucket))

@@ -258,6 +258,29 @@ func TestResumeLate(t *testing.T) {
 	b.hears(c, "!")
 }
 
+// TestYieldTooLate: the far side takes a RESUME back, behind the end of a flow
+// that has ended here as well. That says nothing about what the trunk carries
+// by then.
+func TestYieldTooLate(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		b := newLone(t, Options{ParkIdle: -1})
+		w := b.trunk(1)
+		w.say(resume{flow: 99, turn: 1}.append(nil), frame(frameFin, ""), frame(frameEnd, ""))
+		w.want(frameReset)
+		if !busy {
+			w.say(frame(frameYield, ""))
+		}
+		waitFor(t, "the trunk to be idle", func() bool { return b.e.Idle("far") == 1 })
+		c, _ := b.flow()
+		w.open()
+		if busy {
+			w.say(frame(frameYield, ""))
+		}
+		w.say(frame(frameOpened, ""), frame(frameData, "hello"))
+		b.hears(c, "hello")
+	}
+}
+
 // TestEndOnFullTrunk: a flow ends by a reset while the trunk on which it is
 // about to wake takes no more bytes. The peer, where the flow still sleeps,
 // hears of it on another trunk.

@@ -421,6 +421,12 @@ func (t *trunk) handle(ft frameType, p []byte) {
 		return
 	case framePong:
 		return
+	case frameYield:
+		// It takes back a RESUME of which we knew the end already: the far side
+		// had ended the flow, and so had we.
+		if !t.skip && (t.idle || t.mine && !t.confirmed) {
+			return
+		}
 	}
 	if t.skip {
 		if ft == frameYield {

@@ -160,7 +160,7 @@ func (f *fixture) start() {
 	})
 	s := &service{
 		log: unit.NewLog(&f.out, false, slog.LevelDebug), configDir: filepath.Join(f.dir, "config"), keyDir: filepath.Join(f.dir, "keys"),
-		etc: filepath.Join(f.dir, "etc"), exe: "/proc/self/exe", stderr: pw, ctx: ctx, grace: loginGrace,
+		etc: filepath.Join(f.dir, "etc"), exe: "/proc/self/exe", stderr: pw, ctx: ctx, grace: loginGrace, delay: 20 * time.Millisecond,
 		listen: func(ctx context.Context, sp spec) (net.Listener, error) {
 			return net.Listen("tcp", "127.0.0.1:0")
 		},

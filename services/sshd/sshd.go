@@ -63,6 +63,7 @@ type service struct {
 	client    *bus.Client
 	listen    func(context.Context, spec) (net.Listener, error)
 	grace     time.Duration // to log in
+	delay     time.Duration // of the answer to a wrong password
 	failures  backoff.Table
 
 	ctx  context.Context
@@ -96,7 +97,7 @@ type listening struct {
 func Run(ctx context.Context, env *unit.Env) error {
 	s := &service{
 		log: env.Log, configDir: env.ConfigDir, keyDir: keyDir, etc: "/etc", exe: "/proc/self/exe", stderr: os.Stderr, ctx: ctx,
-		listen: listenOn, grace: loginGrace,
+		listen: listenOn, grace: loginGrace, delay: failDelay,
 	}
 	switch len(env.Args) {
 	case 0:
@@ -488,7 +489,7 @@ func (s *service) serve(nc *net.TCPConn, i *instance, known func()) error {
 			if wait := s.failures.Fail(from.Addr(), time.Now()); wait > 0 {
 				s.log.Warn("too many failed logins, connections are refused", "from", from.Addr(), "for", wait)
 			}
-			return failDelay
+			return s.delay
 		},
 		good: func() { s.failures.Good(from.Addr()) },
 		login: func() {

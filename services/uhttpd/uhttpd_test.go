@@ -53,7 +53,6 @@ type fixture struct {
 	addr   string
 	logins atomic.Int32
 	notify *bus.Published
-	log    bytes.Buffer
 }
 
 func newFixture(t *testing.T, change func(*instance)) *fixture {

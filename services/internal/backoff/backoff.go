@@ -19,7 +19,7 @@ const (
 	forget = 30 * time.Minute
 	// maxEntries bounds the addresses that are remembered; the one that failed
 	// longest ago makes place.
-	maxEntries = 2048
+	maxEntries = 512
 )
 
 // Table remembers addresses. The zero value is empty. Its methods may be called

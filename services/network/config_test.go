@@ -220,6 +220,10 @@ func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
 		"config interface lan\n\toption device br-lan\n\toption proto static\n\tlist ipaddr 192.168.1.1/24\n\toption dns_search lan\n",
 		"config interface wan\n\toption proto dhcp\n\toption ifname '@lan'\n\toption clientid 0102\nconfig device\n\toption name br-lan\n\toption type bridge\n\tlist ports eth0\n",
+		sixConfig,
+		"config interface a\n\toption device eth0.5\n\toption ip6prefix 2001:db8::/56\n\toption ip6assign 60\n\toption ip6hint ff\n\toption proto static\n\toption ip4table 5\nconfig rule\n\toption in a\n\toption mark 1/2\n\toption lookup 7\n" +
+			"config route\n\toption type throw\n\toption target 10.0.0.0/8\nconfig device\n\toption type 8021ad\n\toption ifname v\n\toption vid 1\n\toption name v\n",
+		"config device\n\toption name b\n\toption type bridge\nconfig bridge-vlan\n\toption device b\n\toption vlan 3\n\tlist ports x:t*\nconfig interface w\n\toption proto wireguard\nconfig wireguard_w\n\toption public_key x\n",
 	} {
 		f.Add(s)
 	}
@@ -231,6 +235,22 @@ func FuzzConfig(f *testing.F) {
 		m := newManager(nil, nil)
 		m.bus = silent{}
 		m.use(parseConfig(p, "router", nil))
+		for _, s := range m.states {
+			s.available = true
+		}
+		m.divide(nil)
+		m.uplinks()
+		for _, r := range m.rules(nil) {
+			if r.Protocol != protocolStatic {
+				t.Fatalf("rule %+v", r)
+			}
+		}
+		for _, r := range m.deadEnds() {
+			if !r.Dest.IsValid() || !r.deadEnd() {
+				t.Fatalf("dead end %+v", r)
+			}
+		}
+		_ = byDepth(m.plans(nil))
 		for name, q := range m.plans(nil) {
 			if len(name) > maxIfName || strings.Contains(name, "/") {
 				t.Fatalf("link %q", name)

@@ -23,13 +23,18 @@ var (
 	allServers = net.IP{0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2}
 )
 
-// linkLocalPause is how often it is looked for the link-local address of a
-// link, which the kernel makes about a second after the link came up.
-const linkLocalPause = 250 * time.Millisecond
+// How often it is looked for the link-local address of a link, which the kernel
+// makes about a second after the link came up; after some tries less often: there
+// may be no IPv6 at all.
+const (
+	linkLocalPause = 250 * time.Millisecond
+	linkLocalTries = 40
+	linkLocalRare  = 10 * time.Second
+)
 
 // linkLocal waits until a link has a link-local address that may be used.
 func linkLocal(ctx context.Context, link string) (netip.Addr, error) {
-	for {
+	for n := 0; ; n++ {
 		if ifi, err := net.InterfaceByName(link); err == nil {
 			if as, err := ifi.Addrs(); err == nil {
 				for _, a := range as {
@@ -48,7 +53,11 @@ func linkLocal(ctx context.Context, link string) (netip.Addr, error) {
 				}
 			}
 		}
-		if !sleep(ctx, linkLocalPause, nil) {
+		pause := linkLocalPause
+		if n >= linkLocalTries {
+			pause = linkLocalRare
+		}
+		if !sleep(ctx, pause, nil) {
 			return netip.Addr{}, ctx.Err()
 		}
 	}

@@ -47,7 +47,7 @@ func TestFlippedBytes(t *testing.T) {
 	for i := range 64 {
 		at = append(at, i) // gzip's header and the start of the partition table
 	}
-	for i := 64; i < int(scan.ImageSize); i += 9973 {
+	for i := 64; i < int(scan.ImageSize); i += 97 {
 		at = append(at, i)
 	}
 	for i := int(scan.ImageSize) - 8; i < len(image); i++ {
@@ -56,7 +56,7 @@ func TestFlippedBytes(t *testing.T) {
 	b := newBed(t)
 	b.dev.Keys, b.dev.Signers = ring(1, key), 1
 	for _, i := range at {
-		for _, bit := range []byte{0x10} {
+		for _, bit := range []byte{1, 0x80} {
 			bad := bytes.Clone(image)
 			bad[i] ^= bit
 			before := b.opened
@@ -66,7 +66,7 @@ func TestFlippedBytes(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d bytes", len(at))
+	t.Logf("%d bytes, two bits each", len(at))
 	// And as it is, it is taken.
 	if _, err := Upgrade(t.Context(), source(image), b.dev, b.target, Options{}, nil); err != nil {
 		t.Fatal(err)
@@ -183,7 +183,7 @@ func TestBomb(t *testing.T) {
 	w := firmware.NewWriter(&out)
 	z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed)
 	z.Write(disk)
-	io.CopyN(z, zeros{}, 256<<20)
+	io.CopyN(z, zeros{}, 48<<20)
 	z.Close()
 	text, _ := m.info.Encode()
 	w.Append(firmware.Metadata, text)

@@ -29,15 +29,14 @@ import (
 
 // made describes an image that a test makes: small, but of the true shape.
 type made struct {
-	stock    bool // two partitions, no slots
-	gpt      bool
-	boot     map[string][]byte // files of the boot partition; nil: kernel and initramfs
-	root     []byte            // squashfs; nil: some KiB
-	info     *firmware.Info    // nil: none
-	keys     []*usign.SecretKey
-	raw      bool // not gzipped
-	bootSize int  // of p1 in sectors
-	sig      uint32
+	stock bool // two partitions, no slots
+	gpt   bool
+	boot  map[string][]byte // files of the boot partition; nil: kernel and initramfs
+	root  []byte            // squashfs; nil: some KiB
+	info  *firmware.Info    // nil: none
+	keys  []*usign.SecretKey
+	raw   bool // not gzipped
+	sig   uint32
 }
 
 const (

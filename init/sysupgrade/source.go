@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -161,7 +160,6 @@ type Remote struct {
 	retry  Retry
 	p      *Progress
 
-	mu   sync.Mutex
 	tail []byte // the end of the file, fetched once
 }
 

@@ -232,9 +232,32 @@ func missingLines(image, disk *rootdisk.Table) string {
 	return ""
 }
 
-// whole reads everything once.
-func (r *Report) whole(ctx context.Context, src Source, dev *Device) ([]trust.Signer, error, error) {
-	p, err := r.head.begin(ctx, src, dev.Keys, dev.Now)
+// whole reads everything: first the file as it is, against its checksums and
+// signatures, and only what is undamaged is unpacked and taken apart.
+func (r *Report) whole(ctx context.Context, src Source, dev *Device) (signers []trust.Signer, signed, err error) {
+	if len(r.head.Trailer.Chunks) > 0 {
+		in := src.Stream(ctx)
+		defer in.Close()
+		sums := r.head.Trailer.Begin()
+		to := io.Writer(sums)
+		var sign *trust.Checker
+		if dev.Keys != nil {
+			sign = dev.Keys.Begin(r.head.Trailer, dev.Now)
+			to = io.MultiWriter(sums, sign)
+		}
+		if _, err := io.CopyBuffer(onlyWriter{to}, in, make([]byte, blockSize)); err != nil {
+			return nil, nil, err
+		}
+		if err := sums.Finish(); err != nil {
+			return nil, nil, err
+		}
+		if sign != nil {
+			signers, signed = sign.Finish()
+		}
+	} else if dev.Keys != nil {
+		signed = trust.ErrUnsigned
+	}
+	p, err := r.head.begin(ctx, src, nil, dev.Now)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -249,7 +272,8 @@ func (r *Report) whole(ctx context.Context, src Source, dev *Device) ([]trust.Si
 			r.Forceable = false
 		}
 	}
-	return p.finish()
+	_, _, err = p.finish()
+	return signers, signed, err
 }
 
 // signatures is stock's decision, with a number of signers.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -332,7 +333,11 @@ func (m *command) upgrade(ctx context.Context, b *sysupgrade.Backup) error {
 		m.say(0, "Going on by force: %s", n)
 	}
 	if r.Version != "" {
-		m.say(1, "The image is %s; this system is %s", r.Version, release())
+		now := release()
+		m.say(1, "The image is %s; this system is %s", r.Version, now)
+		if keep.Config && older(r.Version, now) {
+			m.say(1, "Note: the image is older than this system: settings that it does not know yet are kept and not used")
+		}
 	}
 	if o.Has('f') {
 		if err := m.config(ctx, o.Value('f', "")); err != nil {
@@ -498,6 +503,27 @@ func release() string {
 		}
 	}
 	return strings.TrimSpace(v["DISTRIB_ID"] + " " + v["DISTRIB_RELEASE"] + " " + v["DISTRIB_REVISION"])
+}
+
+// older says whether the release named a ("Weft 0.1.0 r12-abc") is older than b; of
+// another distribution nothing can be said.
+func older(a, b string) bool {
+	x, y := strings.Fields(a), strings.Fields(b)
+	if len(x) < 2 || len(y) < 2 || x[0] != y[0] {
+		return false
+	}
+	p, q := strings.Split(x[1], "."), strings.Split(y[1], ".")
+	for i := range min(len(p), len(q)) {
+		n, err1 := strconv.Atoi(p[i])
+		k, err2 := strconv.Atoi(q[i])
+		if err1 != nil || err2 != nil {
+			return false
+		}
+		if n != k {
+			return n < k
+		}
+	}
+	return len(p) < len(q)
 }
 
 func reboot(context.Context) error { return syscall.Kill(1, syscall.SIGTERM) }

@@ -135,3 +135,17 @@ func TestAsk(t *testing.T) {
 		}
 	}
 }
+
+func TestOlder(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{
+		{"Weft 0.1.0 r1", "Weft 0.2.0 r2", true}, {"Weft 0.10.0", "Weft 0.9.9", false}, {"Weft 1.0", "Weft 1.0", false}, {"Weft 1.0", "Weft 1.0.1", true},
+		{"OpenWrt 23.05", "Weft 99.0", false}, {"Weft x.y", "Weft 1.0", false}, {"", "Weft 1", false},
+	} {
+		if got := older(tt.a, tt.b); got != tt.want {
+			t.Errorf("%q older than %q: %v", tt.a, tt.b, got)
+		}
+	}
+}

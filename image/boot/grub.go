@@ -167,7 +167,7 @@ function weft_boot {
 	set weft_done=
 	if [ "$weft_trial" = "a" -o "$weft_trial" = "b" ]; then
 		if weft_count; then
-			set weft_last="weft.trial=$weft_next panic=10"
+			set weft_last="weft.trial=$weft_next panic=10 rootwait=30"
 			if weft_load "$weft_trial"; then set weft_done=1; fi
 			set weft_last=
 		fi

@@ -61,13 +61,16 @@ func Upgrade(ctx context.Context, src Source, dev *Device, t *Target, o Options,
 		return r, err
 	}
 	defer in.close()
+	in.ctx = ctx
+	if err := in.free(); err != nil {
+		return r, err
+	}
 	p.step(StepWrite)
 	pass, err := r.head.begin(ctx, src, dev.Keys, dev.Now)
 	if err != nil {
 		return r, err
 	}
 	defer pass.close()
-	in.ctx = ctx
 	if err := pass.parts(in, t.RootSize); err != nil {
 		return r, fmt.Errorf("write the image: %w", err)
 	}
@@ -145,6 +148,24 @@ func (in *install) close() {
 	}
 	_ = in.clean() // the next upgrade cleans as well
 	_ = os.Remove(in.stage)
+}
+
+// free makes sure, before anything is fetched, that the slot may be written: the
+// boot loader must not need it.
+func (in *install) free() (err error) {
+	dir, done, err := in.t.Boot(in.ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	st, _ := slot.Read(dir)
+	if st.Preferred == in.t.Slot && st.Bootable(in.t.Slot) {
+		return fmt.Errorf("slot %s is what the boot loader falls back to while the running system is on trial: wait for the health gate, or keep the running system with `sysupgrade --confirm`, then upgrade: %w", in.t.Slot, slot.ErrInUse)
+	}
+	if !st.Bootable(st.Preferred) {
+		return fmt.Errorf("slot %s, which runs, never came up well: `sysupgrade --confirm` says that it did: %w", in.t.Slot.Other(), slot.ErrNoFallback)
+	}
+	return nil
 }
 
 // begin takes the slot out of service before the first byte of it changes.

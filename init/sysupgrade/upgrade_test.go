@@ -106,3 +106,35 @@ func TestUpgradeFails(t *testing.T) {
 		})
 	}
 }
+
+// TestOnTrial: while the running system is on trial, the slot that the boot loader
+// falls back to is not overwritten.
+func TestOnTrial(t *testing.T) {
+	b := newBed(t)
+	image := made{info: testInfo()}.file(t)
+	if _, err := Upgrade(t.Context(), source(image), b.dev, b.target, Options{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	// Slot b runs now, on trial; the next upgrade would go to a.
+	a := *b.target
+	a.Slot, a.Root = slot.A, newVolume(rootSectors*512)
+	if _, err := Upgrade(t.Context(), source(image), b.dev, &a, Options{}, nil); !errors.Is(err, slot.ErrInUse) || !strings.Contains(err.Error(), "--confirm") {
+		t.Fatalf("%v", err)
+	}
+	if st := b.slots(); st.Preferred != slot.A || !st.Bootable(slot.A) || a.Root.(*memVolume).writes != 0 {
+		t.Errorf("%+v", st)
+	}
+	store, err := slot.Open(b.boot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Confirm(slot.B); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Upgrade(t.Context(), source(image), b.dev, &a, Options{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if st := b.slots(); st.Trial != slot.A || st.Preferred != slot.B {
+		t.Errorf("%+v", st)
+	}
+}

@@ -207,7 +207,6 @@ func Do(ctx context.Context, req *Request, p *Progress) (replaced bool, err erro
 		return false, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	if head.Kind == KindStock && !req.CurrentSlot() {
-		src.Close()
 		var config []byte
 		if o.Config != nil {
 			if config, err = io.ReadAll(o.Config); err != nil {

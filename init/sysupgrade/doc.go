@@ -12,8 +12,7 @@
 // hold it. A stock image for the same board replaces everything, the stock way
 // (Stock), and ends the two slots.
 //
-// Where the server has a block index beside the image (package
-// image/firmware/blocks), only what this device lacks is fetched.
-//
-// The package does not decide when to reboot and starts no processes.
+// What the target holds already is not written again; it is fetched again, since
+// there are no deltas. The package starts no processes; it restarts the device
+// itself only after a stock image has taken the place of the running system.
 package sysupgrade

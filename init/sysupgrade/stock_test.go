@@ -163,3 +163,10 @@ func TestReplacer(t *testing.T) {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 }
+
+func TestWritable(t *testing.T) {
+	got := writable("/dev/vda4 /data ext4 rw,noatime 0 0\n/dev/vda4 /overlay ext4 ro 0 0\n/dev/vda2 /rom squashfs ro,noatime 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/vda1 /boot vfat rw 0 0\n")
+	if strings.Join(got, " ") != "/data /boot" {
+		t.Errorf("%v", got)
+	}
+}

@@ -14,7 +14,7 @@ import (
 )
 
 // Names of the device program, of the part of it that the initramfs needs (build
-// tag initramfs), and of the rescue system's program, in the output of their step.
+// tag initramfs), and of the rescue system's program, in the outputs of their steps.
 const (
 	deviceName = "weft"
 	stage1Name = "weft-initramfs"
@@ -44,11 +44,21 @@ type goDeps struct {
 // packages these are is asked of the go command only when one of their files
 // has changed: no new import can come in otherwise.
 func (b *Builder) deviceInputs(symbols bool) (map[string]string, error) {
+	return b.goProgram(program, "godeps.json", symbols)
+}
+
+// rescueProgramInputs lists the same of the rescue system's program, whose steps
+// are not repeated for every change of the device program.
+func (b *Builder) rescueProgramInputs() (map[string]string, error) {
+	return b.goProgram(rescueProgram, "godeps-rescue.json", false)
+}
+
+func (b *Builder) goProgram(source, name string, symbols bool) (map[string]string, error) {
 	if b.cfg.Program != "" {
 		h, err := b.stat.hash(b.cfg.Program)
 		return map[string]string{"given program": h, "symbols": fmt.Sprint(symbols)}, err
 	}
-	record := filepath.Join(b.scope, "godeps.json")
+	record := filepath.Join(b.scope, name)
 	var deps goDeps
 	if err := readJSON(record, &deps); err == nil {
 		inputs, err := b.goInputs(deps, symbols)
@@ -56,7 +66,7 @@ func (b *Builder) deviceInputs(symbols bool) (map[string]string, error) {
 			return inputs, nil
 		}
 	}
-	deps, err := b.listGo()
+	deps, err := b.listGo(source)
 	if err != nil {
 		return nil, err
 	}
@@ -124,10 +134,10 @@ func (b *Builder) goInputs(deps goDeps, symbols bool) (map[string]string, error)
 	return inputs, nil
 }
 
-// listGo asks the go command what the device program consists of.
-func (b *Builder) listGo() (goDeps, error) {
+// listGo asks the go command what a program consists of.
+func (b *Builder) listGo(source string) (goDeps, error) {
 	const format = `{{if and (not .Standard) .Module}}{{if .Module.Main}}{{.Dir}}{{range .EmbedFiles}}` + "\t" + `{{.}}{{end}}` + "\n" + `{{end}}{{end}}`
-	out, err := b.goCommand(context.Background(), "list", "-deps", "-f", format, program, rescueProgram) // stage 1 has nothing of its own
+	out, err := b.goCommand(context.Background(), "list", "-deps", "-f", format, source) // stage 1 has nothing of its own
 	if err != nil {
 		return goDeps{}, err
 	}
@@ -152,7 +162,6 @@ func (b *Builder) listGo() (goDeps, error) {
 		}
 	}
 	slices.Sort(deps.Dirs)
-	deps.Dirs = slices.Compact(deps.Dirs)
 	slices.Sort(deps.Embeds)
 	deps.Embeds = slices.Compact(deps.Embeds)
 	return deps, nil
@@ -192,11 +201,11 @@ var goSettings = []string{"GOOS", "GOARCH", "GOAMD64", "GO386", "GOARM", "GOARM6
 func (b *Builder) deviceProgram(ctx context.Context, out string, symbols bool) error {
 	file := filepath.Join(out, deviceName)
 	if b.cfg.Program != "" {
-		return errors.Join(copyFile(b.cfg.Program, file), copyFile(b.cfg.Program, filepath.Join(out, stage1Name)), copyFile(b.cfg.Program, filepath.Join(out, rescueName)))
+		return errors.Join(copyFile(b.cfg.Program, file), copyFile(b.cfg.Program, filepath.Join(out, stage1Name)))
 	}
-	for name, what := range map[string]struct{ tags, source string }{deviceName: {"", program}, stage1Name: {"initramfs", program}, rescueName: {"", rescueProgram}} {
-		args := append([]string{"build", "-tags", what.tags, "-o", filepath.Join(out, name)}, deviceFlags(symbols)...)
-		if _, err := b.goCommand(ctx, append(args, what.source)...); err != nil {
+	for name, tags := range map[string]string{deviceName: "", stage1Name: "initramfs"} {
+		args := append([]string{"build", "-tags", tags, "-o", filepath.Join(out, name)}, deviceFlags(symbols)...)
+		if _, err := b.goCommand(ctx, append(args, program)...); err != nil {
 			return err
 		}
 	}
@@ -208,4 +217,14 @@ func (b *Builder) deviceProgram(ctx context.Context, out string, symbols bool) e
 		return fmt.Errorf("the device program was built by %s and the builder by %s: put one Go in the PATH", info.GoVersion, goVersion)
 	}
 	return nil
+}
+
+// runRescueProgram builds the rescue system's program into out.
+func (b *Builder) runRescueProgram(ctx context.Context, out string) error {
+	file := filepath.Join(out, rescueName)
+	if b.cfg.Program != "" {
+		return copyFile(b.cfg.Program, file)
+	}
+	_, err := b.goCommand(ctx, append(append([]string{"build", "-o", file}, deviceFlags(false)...), rescueProgram)...)
+	return err
 }

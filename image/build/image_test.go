@@ -335,7 +335,7 @@ func testImage(t *testing.T, b *Builder, res *Result, im boards.Image) {
 		}
 	}
 	out := b.judge(t, "mdir", "-/", "-b", "-i", fat, "::")
-	files := []string{boot.KernelFile, boot.InitramfsFile}
+	files := []string{boot.KernelFile, boot.InitramfsFile, boot.RescueFile, boot.EnvCopyFile, boot.SlotBFolder}
 	for _, l := range im.Loaders {
 		if ld, _ := b.board.Loader(l); ld.Kind == boards.GRUBPC {
 			files = append(files, boot.BootImgFile, boot.CoreImgFile)

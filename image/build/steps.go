@@ -31,7 +31,9 @@ const (
 	stepRootfs    = "rootfs"
 	stepInitramfs = "initramfs"
 	stepRescue    = "rescue system"
-	stepRootImage = "rootfs image"
+
+	stepRescueProgram = "rescue program"
+	stepRootImage     = "rootfs image"
 
 	setFile       = "set.json"
 	kernelFile    = "vmlinuz"
@@ -57,7 +59,8 @@ func (b *Builder) steps() []*step {
 		{name: stepForeign, inputs: b.foreignInputs, run: b.runForeign},
 		{name: stepSBOM, needs: []string{stepDevice, stepModules, stepForeign}, inputs: b.sbomInputs, run: b.runSBOM},
 		{name: stepInitramfs, needs: []string{stepDevice, stepModules}, inputs: b.initramfsInputs, run: b.runInitramfs},
-		{name: stepRescue, needs: []string{stepDevice, stepModules}, inputs: b.rescueInputs, run: b.runRescue},
+		{name: stepRescueProgram, inputs: b.rescueProgramInputs, run: b.runRescueProgram},
+		{name: stepRescue, needs: []string{stepRescueProgram, stepModules}, inputs: b.rescueInputs, run: b.runRescue},
 		{name: stepRootfs, needs: []string{stepDevice, stepModules, stepForeign, stepSBOM}, inputs: b.rootfsInputs, run: b.runRootfs},
 		{name: stepRootImage, needs: []string{stepRootfs}, inputs: b.rootImageInputs, run: b.runRootImage},
 	}
@@ -377,7 +380,7 @@ func (b *Builder) runRescue(ctx context.Context, out string) error {
 			ports = append(ports, m.Name)
 		}
 	}
-	r := boot.Rescue{Program: filepath.Join(b.engine.out(stepDevice), rescueName), Modules: set.Subset(ports), Dir: dir}
+	r := boot.Rescue{Program: filepath.Join(b.engine.out(stepRescueProgram), rescueName), Modules: set.Subset(ports), Dir: dir}
 	mk, err := b.store.Tool(ctx, "mksquashfs")
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -551,6 +552,7 @@ func (s *server) sessionLogin(_ context.Context, args bus.Table, reply func(any)
 		Username *string `json:"username"`
 		Password *string `json:"password"`
 		Timeout  int     `json:"timeout"`
+		From     *string `json:"from"` // the client's address, from the web server
 	}{Timeout: defaultTimeout}
 	if err := args.Decode(&a); err != nil {
 		return err
@@ -558,7 +560,7 @@ func (s *server) sessionLogin(_ context.Context, args bus.Table, reply func(any)
 	if a.Username == nil || a.Password == nil {
 		return bus.StatusInvalidArgument
 	}
-	login, err := s.checkLogin(*a.Username, *a.Password)
+	login, err := s.checkLogin(*a.Username, *a.Password, a.From == nil || private(*a.From))
 	if err != nil {
 		return err
 	}
@@ -617,9 +619,18 @@ func (s *server) pendingSession(user string) *session {
 	return nil
 }
 
+// private says whether an address is one of local networks (RFC 1918, 4193, 3927,
+// 4291): there a device without a password is open, as LEDE's is, to the internet
+// never.
+func private(addr string) bool {
+	a, err := netip.ParseAddr(addr)
+	a = a.Unmap()
+	return err == nil && (a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast())
+}
+
 // checkLogin returns the login section that takes name and password, nil if
-// none does.
-func (s *server) checkLogin(name, password string) (*uci.Section, error) {
+// none does. Accounts without a password take part if blank.
+func (s *server) checkLogin(name, password string, blank bool) (*uci.Section, error) {
 	s.login.Lock()
 	defer s.login.Unlock()
 	p, err := s.tree(nil).Load("rpcd")
@@ -633,7 +644,7 @@ func (s *server) checkLogin(name, password string) (*uci.Section, error) {
 		if o := sec.Option("password"); o == nil || o.IsList {
 			continue
 		}
-		if s.passwordFits(sec.String("password", ""), password) {
+		if s.passwordFits(sec.String("password", ""), password, blank) {
 			return sec, nil
 		}
 	}
@@ -641,14 +652,14 @@ func (s *server) checkLogin(name, password string) (*uci.Section, error) {
 }
 
 // passwordFits checks against a crypt hash, or "$p$user" for that user's. An
-// account whose hash is empty takes any password, a locked one none.
-func (s *server) passwordFits(hash, password string) bool {
+// account whose hash is empty takes any password if blank, a locked one none.
+func (s *server) passwordFits(hash, password string, blank bool) bool {
 	if user, ok := strings.CutPrefix(hash, "$p$"); ok {
 		if hash, ok = s.accountHash(user); !ok {
 			return false
 		}
 		if hash == "" {
-			return true
+			return blank
 		}
 	}
 	return crypt.Verify(hash, password)

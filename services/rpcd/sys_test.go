@@ -213,3 +213,21 @@ func TestSessionsOfUser(t *testing.T) {
 		t.Error("the newest session, or another user's, was dropped")
 	}
 }
+
+// TestBlankFromAfar: an account without a password is open to local networks alone.
+func TestBlankFromAfar(t *testing.T) {
+	f := newFixture(t)
+	for from, ok := range map[string]bool{
+		"192.168.1.7": true, "fd00::7": true, "fe80::1": true, "127.0.0.1": true, "::ffff:10.0.0.1": true,
+		"203.0.113.7": false, "2001:db8::7": false, "100.64.0.1": false, "": false, "nonsense": false,
+	} {
+		_, err := f.call(f.sessionLogin, `{"username":"open","password":"","from":"`+from+`"}`)
+		if (err == nil) != ok {
+			t.Errorf("from %q: %v, want a login: %v", from, err, ok)
+		}
+		// Who has a password may come from anywhere.
+		if _, err := f.call(f.sessionLogin, `{"username":"root","password":"Hello world!","from":"`+from+`"}`); err != nil {
+			t.Errorf("with a password from %q: %v", from, err)
+		}
+	}
+}

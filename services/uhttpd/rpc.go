@@ -22,6 +22,9 @@ const (
 	// anonymous is the session of who has not logged in.
 	anonymous = "00000000000000000000000000000000"
 	sidArg    = "ubus_rpc_session"
+	// fromArg tells rpcd where a login comes from: an account without a password
+	// is open to local networks alone.
+	fromArg = "from"
 )
 
 // rpcError is an error of JSON-RPC itself.
@@ -334,8 +337,16 @@ func (c *call) invoke(ctx context.Context, sid, object, method string, args bus.
 			return nil, bus.StatusPermissionDenied, nil
 		}
 	}
-	full := make(bus.Table, 0, len(args)+1)
-	full = append(append(full, bus.Attr{Name: sidArg, Value: sid}), args...)
+	full := make(bus.Table, 0, len(args)+2)
+	full = append(full, bus.Attr{Name: sidArg, Value: sid})
+	for _, a := range args {
+		if !login || a.Name != fromArg {
+			full = append(full, a)
+		}
+	}
+	if login {
+		full = append(full, bus.Attr{Name: fromArg, Value: c.from.String()})
+	}
 	data, err := c.s.bus.Call(ctx, object, method, full)
 	if err == nil {
 		if login {

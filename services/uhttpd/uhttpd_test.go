@@ -128,6 +128,9 @@ func objects(t *testing.T, f *fixture, socket string) {
 	}
 	login := func(_ context.Context, r *bus.Request) error {
 		f.logins.Add(1)
+		if from := r.Args.String(fromArg); from != "127.0.0.1" {
+			return fmt.Errorf("login from %q", from)
+		}
 		if r.Args.String("password") != "right" {
 			return bus.StatusPermissionDenied
 		}
@@ -336,7 +339,7 @@ func TestSubscribe(t *testing.T) {
 func TestBruteForce(t *testing.T) {
 	f := newFixture(t, nil)
 	login := func(password string) string {
-		return f.rpc(`{"jsonrpc":"2.0","id":1,"method":"call","params":["` + anonymous + `","session","login",{"username":"root","password":"` + password + `"}]}`)
+		return f.rpc(`{"jsonrpc":"2.0","id":1,"method":"call","params":["` + anonymous + `","session","login",{"from":"10.0.0.1","username":"root","password":"` + password + `"}]}`)
 	}
 	if got := login("right"); !strings.Contains(got, alice) {
 		t.Fatalf("login: %s", got)

@@ -1,7 +1,10 @@
 package boot
 
 import (
+	"archive/tar"
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,6 +45,76 @@ func TestConfig(t *testing.T) {
 	after := regexp.MustCompile(`(?i)(PARTUUID=)[a-f0-9-]+`).ReplaceAllString(cfg, "${1}"+guid)
 	if strings.Contains(after, "3f5ba621") || !strings.Contains(after, "root=PARTUUID="+guid+"/PARTNROFF=1 rootwait") || !strings.Contains(after, "root=PARTUUID="+guid+" rootwait") {
 		t.Errorf("after a stock upgrade:\n%s", after)
+	}
+}
+
+// TestFreshEnv fixes the bytes that init/slot's TestBlockForm fixes as well: the
+// builder must not depend on the device's packages.
+func TestFreshEnv(t *testing.T) {
+	const text = "# GRUB Environment Block\nweft_seq=1\nweft_slot=a\nweft_trial=-\nweft_given=0\nweft_boot=a\nweft_bad=b\nweft_check=1/a/-/0/a\nweft_last=-\nweft_crc=5839dffe\nweft_tries=1.0.1\n"
+	if got, want := string(FreshEnv()), text+strings.Repeat("#", 1024-len(text)); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestRescue: the archive begins with the squashfs, where stage 1 looks for it, and
+// the tree has the program and the drivers.
+func TestRescue(t *testing.T) {
+	var b bytes.Buffer
+	if err := WrapRescue(&b, []byte("hsqs and more")); err != nil {
+		t.Fatal(err)
+	}
+	if at := bytes.Index(b.Bytes(), []byte("hsqs")); at != 128 || !bytes.Contains(b.Bytes()[:128], []byte("rescue.squashfs\x00")) {
+		t.Errorf("the squashfs lies at byte %d of\n%q", at, b.Bytes())
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"program", "virtio_net.ko"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := Rescue{Program: filepath.Join(dir, "program"), Modules: &kmod.Set{Release: "6.1", Modules: []kmod.Module{{Name: "virtio_net", Path: "virtio_net.ko"}}}, Dir: dir}
+	var one, two bytes.Buffer
+	if err := errors.Join(r.WriteTar(&one), r.WriteTar(&two)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(one.Bytes(), two.Bytes()) {
+		t.Error("two runs give different bytes")
+	}
+	got := map[string]string{}
+	for t2 := tar.NewReader(&one); ; {
+		h, err := t2.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(t2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[h.Name] = string(text)
+		if h.Name == RescueProgram && h.Mode != 0o755 {
+			t.Errorf("mode of the program: %o", h.Mode)
+		}
+	}
+	if got["rescue"] != "program" || got["lib/modules/6.1/virtio_net.ko"] != "virtio_net.ko" {
+		t.Errorf("%q", got)
+	}
+	r.Program = filepath.Join(dir, "missing")
+	if err := r.WriteTar(io.Discard); err == nil {
+		t.Error("a rescue system without its program was made")
+	}
+}
+
+func TestIsNetwork(t *testing.T) {
+	for path, want := range map[string]bool{"kernel/drivers/net/ethernet/intel/igb/igb.ko": true, "kernel/net/packet/af_packet.ko": true,
+		"kernel/drivers/net/usb/qmi_wwan.ko": false, "kernel/fs/ext4/ext4.ko": false} {
+		name := strings.TrimSuffix(filepath.Base(path), ".ko")
+		if got := IsNetwork(kmod.Module{Name: name, Path: path}); got != want {
+			t.Errorf("%s: %v", path, got)
+		}
 	}
 }
 

@@ -222,8 +222,8 @@ if [ "$weft_slot" = "b" ]; then set weft_other=a; else set weft_slot=a; set weft
 const envSize = 1024
 
 // FreshEnv returns what both copies of the environment hold in an image: slot a
-// has a system, slot b none, nothing is on trial. The form is that of init/slot,
-// whose test holds the two against each other.
+// has a system, slot b none, nothing is on trial. The form is that of init/slot; the
+// tests of both packages fix the same bytes.
 func FreshEnv() []byte {
 	text := "# GRUB Environment Block\nweft_seq=1\nweft_slot=a\nweft_trial=-\nweft_given=0\nweft_boot=a\nweft_bad=b\nweft_check=1/a/-/0/a\nweft_last=-\n"
 	text += fmt.Sprintf("weft_crc=%08x\nweft_tries=1.0.1\n", crc32.ChecksumIEEE([]byte(text)))

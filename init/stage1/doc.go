@@ -14,6 +14,11 @@
 //	                           reboot after so long; without it the device waits
 //	                           for help for ever
 //
+//	weft.slot=a|b              the slot whose overlay this boot has (default a)
+//	weft.trial=<tries left>    the slot is on trial: the watchdog is armed before
+//	                           the overlay is touched, and handed to process 1
+//	weft.rescue=…              the rescue system instead of a slot
+//
 // The f key is listened for while the modules load and the disk is sought, so
 // that the wait costs nothing as long as that takes longer; keys pressed before
 // count.
@@ -40,14 +45,26 @@
 //	weft: restored the saved config (<n> files) from <where>
 //	weft: error: the saved config <where> is damaged and kept as sysupgrade.tgz.bad: …
 //
+//	weft: the overlay is that of slot a from now on
+//	weft: slot <x> is on trial
+//	weft: warning: slot <x> was given up, slot <y> runs: <check>: <detail>
+//	weft: warning: slot state: …
+//
+// When this slot cannot make a root file system and the other one came up before:
+//
+//	weft: error: slot <x> cannot be started: …
+//	weft: rebooting into slot <y>
+//
 // When it cannot go on:
 //
 //	weft: error: cannot boot: <n> disks carry the id root=…, and it is not known which one was booted: <disk>; <disk>
 //	weft: error: cannot boot: root=…: no disk carries this id; disks present: …
 //	weft: hint: <what to do>
 //	weft: rescue: press [enter] for a shell; trying again when a disk comes or goes[; reboot in <n> s]
+//	weft: rescue: <what the rescue system says>
 //
-// It then waits for a key on any console, for a disk to come or go, and for the
+// Without panic= it starts the rescue system (package rescue), which the boot loader
+// has brought along or which lies in the boot partition. It then waits for a key on any console, for a disk to come or go, and for the
 // time in panic=. Nothing here ends in a kernel panic: a failed step, and even
 // a crash of this program's own, ends in the rescue.
 //

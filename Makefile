@@ -18,7 +18,7 @@ build_flags = --board "$(BOARD)" --role "$(ROLE)" --bin-dir "$(BIN_DIR)" \
 # The race detector needs a C compiler; without one the same tests run without it, and say so.
 race := $(if $(shell command -v gcc || command -v clang),-race)
 
-.PHONY: help image run info manifest host test judges lint unit boot-test lab lab-images lab-test soak fuzz repro bench-build bench-boot bench-mptcp \
+.PHONY: help image run info manifest host test judges lint unit boot-test upgrade-test test-power lab lab-images lab-test soak fuzz repro bench-build bench-boot bench-mptcp bench-upgrade bench-router \
 	pins-update clean
 
 help: ## list the targets
@@ -41,11 +41,13 @@ host: ## the device binary for this machine, one link per applet and service, in
 	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
-test: $(if $(CI),judges) lint unit image repro boot-test lab-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot tests, lab
+test: $(if $(CI),judges) lint unit image repro boot-test upgrade-test lab-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot, upgrades, lab
 
 # The foreign programs that judge our output. Tests skip what is missing, and say so; CI installs them first.
 judges_for := ip:iproute2 nft:nftables iperf3:iperf3 haproxy:haproxy mptcpize:mptcpize tshark:tshark openssl:openssl \
-	mksquashfs:squashfs-tools cpio:cpio fsck.fat:dosfstools sgdisk:gdisk sfdisk:fdisk dash:dash busybox:busybox
+	mksquashfs:squashfs-tools cpio:cpio fsck.fat:dosfstools sgdisk:gdisk sfdisk:fdisk dash:dash busybox:busybox \
+	dnsmasq:dnsmasq-base dhclient:isc-dhcp-client udhcpc:udhcpc dig:bind9-dnsutils rdisc6:ndisc6 nsenter:util-linux \
+	ssh:openssh-client sshpass:sshpass dropbearkey:dropbear-bin curl:curl
 judges_missing = $(foreach j,$(judges_for),$(if $(shell PATH="$$PATH:/usr/sbin:/sbin" command -v $(firstword $(subst :, ,$(j)))),,$(lastword $(subst :, ,$(j)))))
 
 judges: ## install the foreign programs that judge our output in tests (Debian, as root)
@@ -59,10 +61,22 @@ lint: ## gofmt, vet, staticcheck
 
 unit: ## unit tests with the race detector, fuzz seeds included
 	@[ -n "$(race)" ] || echo "make unit: no C compiler found, running without the race detector"
-	$(GO) test $(race) $$($(GO) list ./... | grep -v -e ^weft/test-vm/boot -e ^weft/test-vm/labtest)
+	$(GO) test $(race) $$($(GO) list ./... | grep -v -e ^weft/test-vm/boot -e ^weft/test-vm/labtest -e ^weft/test-vm/routertest -e ^weft/test-vm/upgradetest)
 
 boot-test: image ## boot the built images in QEMU and check them
 	$(GO) test -count=1 -timeout 25m ./test-vm/boot/...
+
+upgrade-test: image ## upgrade guests to good and to bad systems, cut the power (a sample)
+	$(GO) test -count=1 -timeout 25m ./test-vm/upgradetest/...
+
+test-power: image ## cut the power at 300 writes of an upgrade, a rollback, a reset, commits; boot each (POWER_FLAGS="--cuts 20 --seed 7")
+	@$(GO) run ./test-vm test-power $(POWER_FLAGS)
+
+bench-upgrade: image ## bytes and seconds of an upgrade, whole and by delta
+	@$(GO) run ./test-vm bench-upgrade
+
+bench-router: ## the DNS cache beside dnsmasq: answers per second and p99 as ratios
+	@$(GO) run ./services/dhcp/internal/bench
 
 lab-images: ## the images that the lab's guests run, a folder a role in bin/lab/
 	@for r in router gateway exit; do $(GO) run ./image build --board x86-64 --role $$r --bin-dir "$(BIN_DIR)/lab/$$r" \
@@ -72,7 +86,7 @@ lab: lab-images host ## every topology in QEMU guests, each figure beside its li
 	$(GO) run ./test-vm run --backend qemu --html --all
 
 lab-test: lab-images host ## the two-path topology in QEMU, the others in namespaces (these as root)
-	$(GO) test -count=1 -timeout 25m ./test-vm/labtest/...
+	$(GO) test -count=1 -timeout 25m ./test-vm/labtest/... ./test-vm/routertest/...
 
 soak: host ## random flows under random faults, every byte compared (as root; SOAK_FLAGS="--duration 1m --random")
 	@$(GO) run ./test-vm soak $(SOAK_FLAGS)

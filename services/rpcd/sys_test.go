@@ -231,3 +231,23 @@ func TestBlankFromAfar(t *testing.T) {
 		}
 	}
 }
+
+// A service without root reads what it follows, and nothing else.
+func TestServiceReads(t *testing.T) {
+	s := &server{}
+	for _, c := range []struct {
+		user, method, config string
+		want                 bool
+	}{
+		{"dnsmasq", "get", "dhcp", true},
+		{"dnsmasq", "get", "network", true},
+		{"dnsmasq", "get", "rpcd", false},
+		{"dnsmasq", "set", "dhcp", false},
+		{"uhttpd", "get", "dhcp", false},
+	} {
+		err := s.mayCall(c.user, "uci", c.method, bus.Table{{Name: "config", Value: c.config}})
+		if (err == nil) != c.want {
+			t.Errorf("%s %s of %s: %v", c.user, c.method, c.config, err)
+		}
+	}
+}

@@ -291,7 +291,7 @@ func subflows(t testing.TB, fd int) map[string]int {
 // until polls for a condition; it fails the test when it does not come true.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !cond() {
 		if time.Now().After(deadline) {
 			t.Fatalf("did not come true: %s", what)

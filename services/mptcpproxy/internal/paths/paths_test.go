@@ -621,17 +621,17 @@ func TestFlapping(t *testing.T) {
 	if as, err := near.pm.TokenAddrs(info.Token); err == nil && len(as) > 2 {
 		t.Errorf("addresses left in the kernel: %+v", as)
 	}
+	// The last events may still be on their way.
 	for _, m := range []*Manager{near, far} {
-		m.mu.Lock()
-		if len(m.conns) != 1 || len(m.owner) > 4 {
-			t.Errorf("%d connections and %d addresses known, want 1 and 4", len(m.conns), len(m.owner))
-		}
-		for _, c := range m.conns {
-			if len(c.subs) > 2 || len(c.ids) > 2 {
-				t.Errorf("%d subflows and %d identifiers known, want 2", len(c.subs), len(c.ids))
+		until(t, "nothing left in the books", func() bool {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			ok := len(m.conns) == 1 && len(m.owner) <= 4
+			for _, c := range m.conns {
+				ok = ok && len(c.subs) <= 2 && len(c.ids) <= 2
 			}
-		}
-		m.mu.Unlock()
+			return ok
+		})
 	}
 }
 

@@ -227,11 +227,16 @@ func writeCopy(path string, block []byte) error {
 	if err != nil || !fi.Mode().IsRegular() || fi.Size() != blockSize {
 		return renew(path, block)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return fail(err)
 	}
 	_, err = f.WriteAt(block[:sectorSize], 0)
+	// The rest is filling, which only a damaged file has wrong.
+	rest := make([]byte, blockSize-sectorSize)
+	if _, rerr := f.ReadAt(rest, sectorSize); err == nil && (rerr != nil || !bytes.Equal(rest, block[sectorSize:])) {
+		_, err = f.WriteAt(block[sectorSize:], sectorSize)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

@@ -215,7 +215,7 @@ func roomForSettings(h *Head, disk *rootdisk.Table) error {
 // EndOfSlots is what a person must know before a stock image is written.
 func EndOfSlots(h *Head, t *StockTarget) string {
 	var s strings.Builder
-	s.WriteString("this is no Weft image: it takes the place of both systems, there is no way back by itself, and no trial")
+	s.WriteString("this is no Weft image: the two slots end here; it takes the place of both systems, there is no trial and no fallback")
 	if t.Whole(h) {
 		s.WriteString("; the partition table is replaced, and with it the data partition and all that was added")
 	}

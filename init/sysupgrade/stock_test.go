@@ -139,7 +139,7 @@ func TestStockOverWeft(t *testing.T) {
 	// Judged as stock does: another table is a note, not a refusal.
 	b := newBed(t)
 	r, err := Validate(t.Context(), src, b.dev, Keep{Config: true})
-	if err != nil || !r.Valid || !strings.Contains(strings.Join(r.Notes, "\n"), "partition table differs") {
+	if err != nil || !r.Valid || !strings.Contains(strings.Join(r.Notes, "\n"), "partition table differs") || !strings.Contains(strings.Join(r.Notes, "\n"), "takes the place of both systems") {
 		t.Errorf("%v, %+v", err, r)
 	}
 	v, table := stockDisk(t, false, 1, false)

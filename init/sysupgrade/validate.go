@@ -190,6 +190,9 @@ func (r *Report) fits(dev *Device) {
 	if r.Kind == KindWeft && dev.RootSize > 0 {
 		return // its root is measured where it lies
 	}
+	if dev.RootSize > 0 {
+		r.note("%s", EndOfSlots(r.head, &StockTarget{Table: dev.Table, SavePartitions: true}))
+	}
 	if missing := missingLines(r.head.Table, dev.Table); missing != "" {
 		r.note("the partition table differs (%s): the full image would be written, and partitions that were grown or added would be lost", missing)
 	}

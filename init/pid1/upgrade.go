@@ -55,7 +55,7 @@ func (p *pid1) validateImage(ctx context.Context, r *bus.Request) error {
 	if err := r.Decode(&req); err != nil {
 		return err
 	}
-	if !filepath.IsAbs(req.Path) {
+	if !sysupgrade.IsURL(req.Path) && !filepath.IsAbs(req.Path) {
 		return bus.StatusInvalidArgument
 	}
 	text, err := p.judge(ctx, req.Path)

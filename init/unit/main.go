@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
@@ -38,6 +39,7 @@ type Env struct {
 	watchdog time.Duration // 0: the supervisor asked for no health reports
 	reload   chan struct{}
 	work     sync.WaitGroup
+	tidy     sync.Once
 }
 
 // Main makes an applet of a service. It parses --config-dir, --bus, --state-dir
@@ -147,8 +149,18 @@ func (e *Env) watchHangup(ctx context.Context) (stop func()) {
 }
 
 // Ready tells the supervisor that the service does its work: what needs it may
-// start. Called again after Reloading it ends the reload.
-func (e *Env) Ready() { e.notify("READY=1") }
+// start. Called again after Reloading it ends the reload. What the start has
+// used is given back to the system soon after.
+func (e *Env) Ready() {
+	e.notify("READY=1")
+	if e.notifyTo != "" {
+		e.tidy.Do(func() { time.AfterFunc(settled, debug.FreeOSMemory) })
+	}
+}
+
+// settled is how long after its start a service has gathered what it keeps: by
+// itself Go would look in two minutes, and on a small device many services wait.
+const settled = 3 * time.Second
 
 // Reloading tells the supervisor that the service is taking in a new
 // configuration; Ready ends it.

@@ -80,7 +80,7 @@ bench-router: ## the DNS cache beside dnsmasq: answers per second and p99 as rat
 
 lab-images: ## the images that the lab's guests run, a folder a role in bin/lab/
 	@for r in router gateway exit; do $(GO) run ./image build --board x86-64 --role $$r --bin-dir "$(BIN_DIR)/lab/$$r" \
-		--packages "iperf3 traffic-control mptcp lab hostapd wpasupplicant iw" || exit 1; done
+		--packages "iperf3 traffic-control mptcp lab hostapd wpasupplicant iw wireguard" || exit 1; done
 
 lab: lab-images host ## every topology in QEMU guests, each figure beside its limit (half an hour)
 	$(GO) run ./test-vm run --backend qemu --html --all

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -105,13 +106,13 @@ type Outcome struct {
 	Slot   string        // that runs
 	Has    string        // settings
 	Faults []string      // empty: all is well
-	Resets int           // of the processor, until it was ready
+	Starts int           // of a system, until one was ready
 	Took   time.Duration // from power-on
 	Log    string        // folder with what the guest said, if there are faults
 }
 
 func (o Outcome) String() string {
-	text := fmt.Sprintf("cut %-24s %-24s slot %s, settings %s, %d resets, %.1f s", o.Cut, o.Stage, o.Slot, o.Has, o.Resets, o.Took.Seconds())
+	text := fmt.Sprintf("cut %-24s %-24s slot %s, settings %s, %d starts, %.1f s", o.Cut, o.Stage, o.Slot, o.Has, o.Starts, o.Took.Seconds())
 	if len(o.Faults) > 0 {
 		text += "\n    FAULT: " + strings.Join(o.Faults, "\n    FAULT: ") + "\n    see " + o.Log
 	}
@@ -170,13 +171,9 @@ func (r *Recording) Judge(ctx context.Context, cut power.Cut) (_ Outcome, err er
 		fault("the system does not come up: %s", line.Text)
 	}
 	out.Took = time.Since(began)
-	for _, e := range m.Events() {
-		if e.Name == "RESET" && strings.Contains(string(e.Data), `"guest": true`) {
-			out.Resets++
-		}
-	}
-	if out.Resets > tries {
-		fault("%d resets, more than the %d tries", out.Resets, tries)
+	out.Starts = bytes.Count(m.Serial().Raw(), []byte("weft: starting on Linux "))
+	if out.Starts > tries+1 {
+		fault("started %d times, more than the %d tries and the system to fall back to", out.Starts, tries)
 	}
 	if len(out.Faults) == 0 {
 		text, err := g.sh(question)

@@ -10,11 +10,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +41,9 @@ func TestMain(m *testing.M) {
 	case "scp":
 		f = SCP
 	default:
+		// Whoever starts the tests may ignore SIGHUP (nohup), and what sessions run would inherit that; the service
+		// catches it, as every one of unit.Main does.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 		os.Exit(m.Run())
 	}
 	os.Exit(f(context.Background(), unit.OSCall()))

@@ -41,11 +41,11 @@ host: ## the device binary for this machine, one link per applet and service, in
 	@grep '^/' init/applets.txt | grep -v ' device$$' | while read -r p; do ln -sf weft "bin/host/$${p##*/}"; done
 	@echo "bin/host/weft and $$(ls bin/host | grep -vcx weft) links"
 
-test: $(if $(CI),judges) lint unit image repro boot-test upgrade-test lab-test ## everything: lint, unit tests, fuzz seeds, reproducibility, boot, upgrades, lab
+test: $(if $(CI),judges) lint unit image repro boot-test lab-test ## lint, unit tests, fuzz seeds, reproducibility, boot tests, lab; upgrade-test is apart
 
 # The foreign programs that judge our output. Tests skip what is missing, and say so; CI installs them first.
 judges_for := ip:iproute2 nft:nftables iperf3:iperf3 haproxy:haproxy mptcpize:mptcpize tshark:tshark openssl:openssl \
-	mksquashfs:squashfs-tools cpio:cpio fsck.fat:dosfstools sgdisk:gdisk sfdisk:fdisk dash:dash busybox:busybox \
+	mksquashfs:squashfs-tools cpio:cpio fsck.fat:dosfstools sgdisk:gdisk sfdisk:fdisk dash:dash busybox:busybox qemu-io:qemu-utils \
 	dnsmasq:dnsmasq-base dhclient:isc-dhcp-client udhcpc:udhcpc dig:bind9-dnsutils rdisc6:ndisc6 nsenter:util-linux \
 	ssh:openssh-client sshpass:sshpass dropbearkey:dropbear-bin curl:curl
 judges_missing = $(foreach j,$(judges_for),$(if $(shell PATH="$$PATH:/usr/sbin:/sbin" command -v $(firstword $(subst :, ,$(j)))),,$(lastword $(subst :, ,$(j)))))

@@ -21,13 +21,13 @@ import (
 
 	"weft/init/bus"
 	"weft/init/unit"
+	"weft/services/internal/nstest"
 )
 
 // Tests of the service run in a network namespace of their own: this binary
 // again, as a child that is started there. The clients are behind a virtual
 // cable, in a further namespace that is held by one more child.
 const (
-	envInside = "WEFT_TEST_INSIDE"
 	envHelper = "WEFT_TEST_HELPER"
 )
 
@@ -56,27 +56,7 @@ const patience = 90 * time.Second
 // reports whether this is the run inside.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(envInside) == t.Name() {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("making a network namespace needs root")
-	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=400s")
-	cmd.Env = append(os.Environ(), envInside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWUTS, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil && len(out) == 0:
-		t.Skipf("a network namespace cannot be made here: %v", err)
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP")):
-		t.Skipf("skipped in the namespace:\n%s", out)
-	case testing.Verbose():
-		t.Logf("%s", out)
-	}
-	return false
+	return nstest.Inside(t, 400*time.Second, unix.CLONE_NEWUTS)
 }
 
 type safeBuffer struct {

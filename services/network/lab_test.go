@@ -26,6 +26,7 @@ import (
 
 	"weft/init/bus"
 	"weft/init/unit"
+	"weft/services/internal/nstest"
 	"weft/services/internal/rtnl"
 )
 
@@ -33,7 +34,6 @@ import (
 // again, as a child that is started there. The DHCP server is a further child
 // in a namespace of its own.
 const (
-	envInside = "WEFT_TEST_INSIDE"
 	envServer = "WEFT_TEST_DHCP_SERVER"
 )
 
@@ -55,25 +55,7 @@ const patience = 30 * time.Second
 // reports whether this is the run inside.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(envInside) == t.Name() {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("making a network namespace needs root")
-	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), envInside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil && len(out) == 0:
-		t.Skipf("a network namespace cannot be made here: %v", err)
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP")):
-		t.Skipf("skipped in the namespace:\n%s", out)
-	}
-	return false
+	return nstest.Inside(t, 2*time.Minute, 0)
 }
 
 // lab is a namespace with the service in it.

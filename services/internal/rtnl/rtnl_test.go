@@ -1,45 +1,24 @@
 package rtnl
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
-	"syscall"
 	"testing"
+	"time"
+
+	"weft/services/internal/nstest"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-const envInside = "WEFT_TEST_INSIDE"
-
 // inNamespace runs the test that calls it in a network namespace of its own
 // and reports whether this is the run inside.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(envInside) == t.Name() {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("making a network namespace needs root")
-	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), envInside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case err != nil && len(out) == 0:
-		t.Skipf("a network namespace cannot be made here: %v", err)
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	case bytes.Contains(out, []byte("--- SKIP")):
-		t.Skipf("skipped in the namespace:\n%s", out)
-	}
-	return false
+	return nstest.Inside(t, 2*time.Minute, 0)
 }
 
 func dial(t *testing.T) *Conn {

@@ -455,11 +455,12 @@ func replaceFile(path, name string, text []byte) (err error) {
 	if err = os.Rename(tmp.Name(), real); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
-// syncDir makes a rename durable.
-func syncDir(dir string) error {
+// SyncDir makes durable what was renamed, made or removed in dir. A file system that
+// knows no such call is no error.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -499,10 +499,10 @@ func (m *Manager) each(ctx context.Context, name, inst string, f func(mc *superv
 	})
 }
 
-// spawn starts or stops a service without forgetting it.
 // Start starts a service that is known, as the method state does it.
 func (m *Manager) Start(ctx context.Context, name string) error { return m.spawn(ctx, name, true) }
 
+// spawn starts or stops a service without forgetting it.
 func (m *Manager) spawn(ctx context.Context, name string, up bool) error {
 	err := m.each(ctx, name, "", func(mc *supervise.Machine, now time.Duration, id string) []supervise.Action {
 		if up {

@@ -68,7 +68,7 @@ func mkdir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return uci.SyncDir(filepath.Dir(dir))
 }
 
 // Begin puts the record on disk, after the copies.
@@ -107,7 +107,7 @@ func Read(dir string) (*Record, error) {
 func End(dir string) error {
 	err := os.Remove(recordFile(dir))
 	if err == nil {
-		err = syncDir(dir)
+		err = uci.SyncDir(dir)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
@@ -211,17 +211,5 @@ func ReplaceFile(path string, b []byte, mode fs.FileMode) (err error) {
 	if err = os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOTSUP) {
-		return err
-	}
-	return nil
+	return uci.SyncDir(dir)
 }

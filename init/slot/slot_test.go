@@ -221,12 +221,12 @@ func TestTornWrites(t *testing.T) {
 	sortStrings(names)
 	type pair [2][]byte
 	dir := bootDir(t)
-	todo := []pair{{get(t, dir, 0), get(t, dir, 1)}}
+	frontier := []pair{{get(t, dir, 0), get(t, dir, 1)}}
 	seen := map[string]bool{}
 	checked := 0
 	for depth := 0; depth < 3; depth++ {
 		var next []pair
-		for _, p := range todo {
+		for _, p := range frontier {
 			put(t, dir, 0, p[0])
 			put(t, dir, 1, p[1])
 			old, _ := Read(dir)
@@ -284,7 +284,7 @@ func TestTornWrites(t *testing.T) {
 				}
 			}
 		}
-		todo = next
+		frontier = next
 	}
 	t.Logf("%d torn writes of transitions from %d states", checked, len(seen))
 	if checked < 5000 {
